@@ -18,6 +18,10 @@ class ImageFailure(Exception):
 
     stage: ClassVar[str]
 
+    def __init__(self, message: str, attempts: int = 1) -> None:
+        super().__init__(message)
+        self.attempts = attempts
+
 
 class FetchFailure(ImageFailure):
     stage = "fetch"

@@ -1,0 +1,59 @@
+"""The command line: a table of commands, and what their exit codes mean.
+
+0 done; 1 the job failed; 2 a mistake in the command; 3 images failed and --strict was said.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import version
+
+from jobs.arguments import Parser
+from transforms.errors import UserError
+
+USER_ERROR, INTERRUPTED = 2, 130
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """`module` has `main(arguments) -> exit code`, and imports what is heavy only there."""
+
+    name: str
+    module: str
+    help: str
+
+
+COMMANDS = (
+    Command("embed", "jobs.embed", "images to vectors and labels: lists, folders or globs to a run folder"),
+    Command("status", "jobs.status", "what a run promised, how far it is, and its failures by reason"),
+    Command("sample", "jobs.sample", "render labelled sample images to try things out on"),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; every error that a person can do something about is one line."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        return _run(list(sys.argv[1:] if arguments is None else arguments))
+    except UserError as error:
+        print(f"pnasvec: {error}", file=sys.stderr)  # noqa: T201
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("pnasvec: stopped; the same command goes on from here", file=sys.stderr)  # noqa: T201
+        return INTERRUPTED
+
+
+def _run(arguments: list[str]) -> int:
+    parser = Parser(prog="pnasvec", description="Vectors and labels for piles of images.")
+    parser.add_argument("--version", action="version", version=f"pnasvec {version('pnasvec')}")
+    table = "; ".join(f"{command.name}: {command.help}" for command in COMMANDS)
+    parser.add_argument("command", choices=[command.name for command in COMMANDS], help=table)
+    chosen = parser.parse_args(arguments[:1]).command
+    module = next(command.module for command in COMMANDS if command.name == chosen)
+    return int(import_module(module).main(arguments[1:]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

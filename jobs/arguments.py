@@ -1,0 +1,54 @@
+"""The parser of our command line: argparse, whose errors are `UserError`s that name the nearest flag."""
+
+import argparse
+import difflib
+from collections.abc import Sequence
+from typing import NoReturn
+
+from transforms.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes no abbreviations, so that a flag added later can't change what a command means."""
+
+    def __init__(self, *, prog: str, description: str = "", epilog: str = "", resolve: bool = False) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=epilog,
+            allow_abbrev=False,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            conflict_handler="resolve" if resolve else "error",
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+    def refuse(self, unknown: Sequence[str]) -> NoReturn:
+        """Raise the error for arguments that nobody knows."""
+        flags = [argument for argument in unknown if argument.startswith("-")]
+        if not flags:
+            self.error(f"unexpected argument {unknown[0]!r}")
+        flag = flags[0].split("=")[0]
+        nearest = difflib.get_close_matches(flag, list(self._option_string_actions), n=1, cutoff=0.5)
+        self.error(f"unknown flag {flag}" + (f"; did you mean {nearest[0]}?" if nearest else ""))
+
+
+def byte_size(text: str) -> int:
+    """A number of bytes: 1000, 64MiB, 2GB (argparse type)."""
+    units = {
+        "": 1,
+        "B": 1,
+        "KB": 10**3,
+        "MB": 10**6,
+        "GB": 10**9,
+        "KIB": 1 << 10,
+        "MIB": 1 << 20,
+        "GIB": 1 << 30,
+    }
+    digits = text.rstrip("BbKkMmGgIi ")
+    unit = text[len(digits) :].strip().upper()
+    try:
+        return int(float(digits) * units[unit])
+    except (ValueError, KeyError, OverflowError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write for example 64MiB") from error

@@ -1,0 +1,65 @@
+"""What a person reads at the end of a run, and of `status`: counts, reasons, where to go next."""
+
+from itertools import islice
+
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.manifest import Manifest
+from pipeline.run_folder import RunFolder
+from transforms import storage
+from transforms.count import Tally
+
+# Failure files read for examples: enough for one of each common reason, quick on any storage.
+_EXAMPLE_FILES = 200
+
+
+def console(*, stderr: bool = True) -> Console:
+    """Progress and summaries go to standard error, so that standard output stays free for results."""
+    return Console(stderr=stderr, soft_wrap=True, highlight=False)
+
+
+def summary(console: Console, run: RunFolder, manifest: Manifest) -> None:
+    """The end of an `embed`."""
+    if manifest.tally is None:
+        return
+    show_counts(console, manifest.tally)
+    show_failures(console, run, manifest.tally)
+    rate = manifest.embedded_now / max(manifest.elapsed_s, 1e-3)
+    console.print(
+        f"{manifest.embedded_now:,} images embedded now in {manifest.elapsed_s:,.1f} s"
+        f" ({rate:,.1f} images/s, start-up included)"
+    )
+    console.print(f"Output: {run.uri}")
+    console.print(f"Next:   pnasvec status {run.uri}")
+
+
+def show_counts(console: Console, tally: Tally) -> None:
+    """The accounting law, as a table."""
+    table = Table("given", "duplicate", "embedded", "failed", "to do")
+    counts = (tally.given, tally.duplicate, tally.embedded, tally.failed.total(), tally.pending)
+    table.add_row(*(f"{count:,}" for count in counts))
+    console.print(table)
+
+
+def show_failures(console: Console, run: RunFolder, tally: Tally) -> None:
+    """Failures by reason, the most frequent first, each with an example."""
+    if not tally.failed:
+        return
+    found = examples(run)
+    table = Table("failed", "error", "example")
+    for error, count in tally.failed.most_common():
+        table.add_row(f"{count:,}", error, found.get(error, ""))
+    console.print(table)
+
+
+def examples(run: RunFolder) -> dict[str, str]:
+    """URI and message of one failure of each error."""
+    found: dict[str, str] = {}
+    for part in islice(run.parts(run.outputs.failures), _EXAMPLE_FILES):
+        with storage.open_input(part) as file:
+            table = pq.read_table(file, columns=["uri", "error", "message"])
+        for row in table.to_pylist():
+            found.setdefault(row["error"], f"{row['uri']}: {row['message']}")
+    return found

@@ -1,0 +1,72 @@
+"""What a run is to do: frozen settings, validated on construction. Below here nobody sees a flag."""
+
+from dataclasses import dataclass
+
+from transforms.errors import UserError
+from transforms.fetch import FetchLimits
+from transforms.image import ResizeMode
+
+DEFAULT_SHARD_SIZE = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class InputConfig:
+    """Lists, folders and globs; the column of tables that holds the URI; the columns kept beside it."""
+
+    inputs: tuple[str, ...]
+    uri_column: str | None = None
+    keep_columns: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.inputs:
+            raise UserError("name at least one input: a list, a folder or a glob")
+        if len(set(self.keep_columns)) != len(self.keep_columns):
+            raise UserError(f"--keep-columns names a column twice: {', '.join(self.keep_columns)}")
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeConfig:
+    """How an image becomes the model's input."""
+
+    resize: ResizeMode = "crop"
+    max_pixels: int = 178_000_000
+    allow_truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Which model, its labels if it has none of its own, and how many images a pass."""
+
+    handle: str
+    labels: str | None = None
+    batch_size: int = 32
+
+
+@dataclass(frozen=True, slots=True)
+class OutputConfig:
+    """What a row holds beside the vector, and how many images a file."""
+
+    top_k: int = 5
+    logits: bool = False
+    float16: bool = False
+    shard_size: int = DEFAULT_SHARD_SIZE
+
+    def __post_init__(self) -> None:
+        if self.shard_size < 1:
+            raise UserError(f"--shard-size must be at least 1, not {self.shard_size}")
+        if self.top_k < 0:
+            raise UserError(f"--top-k must not be negative, not {self.top_k}")
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedConfig:
+    """One `embed` run: from inputs to the run folder `run`."""
+
+    input: InputConfig
+    run: str
+    model: ModelConfig
+    threads: int
+    fetch: FetchLimits = FetchLimits()
+    decode: DecodeConfig = DecodeConfig()
+    output: OutputConfig = OutputConfig()
+    retry_failures: bool = False

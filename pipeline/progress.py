@@ -1,0 +1,93 @@
+"""What a person sees while a run goes on: one live line, or a plain line every ten seconds."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from transforms.count import EMBEDDED, FAILED, PLANNED
+
+Counts = Callable[[], Mapping[str, int]]
+
+_REFRESH_S = 0.25
+_PLAIN_S = 10.0
+# The rate that the estimate uses looks back this far: model loading must not count forever.
+_WINDOW_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    time_s: float
+    done: int
+
+
+class Meter:
+    """Done, total, rate and time left, from counts that grow."""
+
+    def __init__(self, counts: Counts) -> None:
+        self._counts = counts
+        self._moments = [Moment(time.monotonic(), 0)]
+        self.total = self.done = self.failed = 0
+
+    def read(self) -> None:
+        counts = self._counts()
+        self.total = counts.get(PLANNED, 0)
+        self.failed = counts.get(FAILED, 0)
+        self.done = counts.get(EMBEDDED, 0) + self.failed
+        now = time.monotonic()
+        if self.done and not self._moments[-1].done:
+            self._moments = [Moment(now, self.done)]
+        self._moments.append(Moment(now, self.done))
+        while len(self._moments) > 2 and now - self._moments[1].time_s > _WINDOW_S:
+            del self._moments[0]
+
+    @property
+    def rate(self) -> float:
+        first, last = self._moments[0], self._moments[-1]
+        return (last.done - first.done) / max(last.time_s - first.time_s, 1e-9)
+
+    def text(self) -> str:
+        if not self.done:
+            return "loading the model" if self.total else "planning"
+        left = self.total - self.done
+        eta = f", {_duration(left / self.rate)} left" if self.rate and left else ""
+        return f"{self.rate:,.1f} images/s, {self.failed:,} failed{eta}"
+
+
+@contextmanager
+def shown(console: Console, counts: Counts) -> Iterator[None]:
+    """Show progress from a thread of its own while the body runs."""
+    done = threading.Event()
+    watch = _watch_live if console.is_terminal else _watch_plain
+    thread = threading.Thread(target=watch, args=(console, Meter(counts), done), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _watch_live(console: Console, meter: Meter, done: threading.Event) -> None:
+    columns = (TextColumn("embed"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("planning", total=None)
+        while not done.wait(_REFRESH_S):
+            meter.read()
+            progress.update(task, completed=meter.done, total=meter.total or None, description=meter.text())
+
+
+def _watch_plain(console: Console, meter: Meter, done: threading.Event) -> None:
+    while not done.wait(_PLAIN_S):
+        meter.read()
+        console.print(f"{meter.done:,}/{meter.total:,}  {meter.text()}", highlight=False)
+
+
+def _duration(seconds: float) -> str:
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

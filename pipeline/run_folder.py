@@ -1,0 +1,147 @@
+"""Where each file of a run lies, and who may write there.
+
+RUN/manifest.json   what the run promised and what came of it
+RUN/plan.json       the counts of the plan, written before the first image is fetched
+RUN/embeddings/     part-<shard>.parquet, a row per embedded image
+RUN/failures/       part-<shard>.parquet, a row per image that could not be embedded
+"""
+
+import fcntl
+import json
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from transforms import storage
+from transforms.errors import UserError
+from transforms.write import OutputFolders
+
+# A lease on an object store is renewed every minute, and dead after five without.
+_RENEW_S = 60.0
+_LEASE = timedelta(minutes=5)
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """A folder on any storage; nothing is read or written before it is asked for."""
+
+    uri: str
+
+    @property
+    def manifest(self) -> str:
+        return storage.join(self.uri, "manifest.json")
+
+    @property
+    def plan(self) -> str:
+        return storage.join(self.uri, "plan.json")
+
+    @property
+    def outputs(self) -> OutputFolders:
+        return OutputFolders(storage.join(self.uri, "embeddings"), storage.join(self.uri, "failures"))
+
+    @property
+    def lock(self) -> str:
+        return storage.join(self.uri, ".lock")
+
+    def parts(self, folder: str) -> list[str]:
+        """The complete Parquet files of one of the `outputs`."""
+        found = storage.list_files(folder, recursive=False)
+        return [info.uri for info in found if info.uri.endswith(".parquet")]
+
+    def sweep(self) -> None:
+        """Remove what a killed run left half-written; only local storage can have any."""
+        if not storage.is_local(self.uri):
+            return
+        for folder in (self.uri, self.outputs.embeddings, self.outputs.failures):
+            path = storage.local_path(folder)
+            for name in os.listdir(path) if os.path.isdir(path) else ():
+                if name.startswith(".") and name.endswith(".tmp"):
+                    os.remove(os.path.join(path, name))
+
+
+def read_json(uri: str) -> dict[str, Any] | None:
+    """The object in a JSON file, or None where there is no such file."""
+    if not storage.exists(uri):
+        return None
+    try:
+        value = json.loads(storage.read_bytes(uri))
+    except ValueError as error:
+        raise UserError(f"{uri} is not readable as JSON ({error}); is this a run folder?") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{uri} is not a JSON object; is this a run folder?")
+    return value
+
+
+def write_json(uri: str, value: dict[str, Any]) -> None:
+    storage.write_whole(uri, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+@contextmanager
+def locked(run: RunFolder) -> Iterator[None]:
+    """Hold the run folder alone; raises `UserError` while another run holds it.
+
+    Locally the kernel's file lock, which ends with its process however that dies. On object stores
+    a lease that is renewed every minute: it stops the usual mistake, not two starts in one second.
+    """
+    with _file_lock(run) if storage.is_local(run.uri) else _lease(run):
+        yield
+
+
+def is_locked(run: RunFolder) -> bool:
+    """Whether a run is writing there now."""
+    try:
+        with _file_lock(run) if storage.is_local(run.uri) else _free_lease(run):
+            return False
+    except UserError:
+        return True
+
+
+@contextmanager
+def _file_lock(run: RunFolder) -> Iterator[None]:
+    path = storage.local_path(run.lock)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"{run.uri}: another run is writing there; wait for it or name another --output"
+            ) from error
+        yield
+
+
+@contextmanager
+def _free_lease(run: RunFolder) -> Iterator[None]:
+    lease = read_json(run.lock) or {}
+    until = lease.get("until")
+    if isinstance(until, str) and datetime.fromisoformat(until) > datetime.now(UTC):
+        raise UserError(f"{run.uri}: another run is writing there (lease until {until})")
+    yield
+
+
+@contextmanager
+def _lease(run: RunFolder) -> Iterator[None]:
+    with _free_lease(run):
+        done = threading.Event()
+        _renew(run)
+        thread = threading.Thread(target=_keep_renewing, args=(run, done), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+            storage.delete(run.lock)
+
+
+def _renew(run: RunFolder) -> None:
+    write_json(run.lock, {"until": (datetime.now(UTC) + _LEASE).isoformat(timespec="seconds")})
+
+
+def _keep_renewing(run: RunFolder, done: threading.Event) -> None:
+    while not done.wait(_RENEW_S):
+        _renew(run)

@@ -1,0 +1,34 @@
+"""The one catcher: what an image does to fail becomes a record, anything else crashes loudly."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TypeVar
+
+from transforms.errors import ImageFailure
+from transforms.records import Failure, ImageRef
+
+Result = TypeVar("Result")
+
+# One line of a table: longer texts come from libraries that quote their input.
+_MESSAGE_LENGTH = 300
+
+
+def attempt(ref: ImageRef, step: Callable[[ImageRef], Result]) -> Result | Failure:
+    """`step(ref)`, or the `Failure` that a named `ImageFailure` stands for."""
+    try:
+        return step(ref)
+    except ImageFailure as error:
+        return failure(ref, error)
+
+
+def failure(ref: ImageRef, error: ImageFailure) -> Failure:
+    """The row that `failures/` gets for this error."""
+    message = " ".join(str(error).split())
+    return Failure(
+        ref=ref,
+        stage=error.stage,
+        error=type(error).__name__,
+        message=message.encode(errors="replace").decode()[:_MESSAGE_LENGTH],
+        attempts=error.attempts,
+        when=datetime.now(UTC),
+    )

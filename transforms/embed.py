@@ -1,0 +1,90 @@
+"""Decoded images to vectors and labels: Beam's RunInference around one model a process.
+
+Failures and shard ends pass through, so that one stream reaches the writer. They weigh nothing
+in a batch, but a shard's end fills it up: the last, partial batch of a shard runs at once.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.ml.inference.base import ModelHandler, RunInference
+
+from transforms.attempt import failure
+from transforms.model.embedder import BatchOutcome, Embedder, EmbedderSettings, load_embedder
+from transforms.records import DecodedImage, EmbeddedImage, Failure, ShardEnd
+
+Loaded = DecodedImage | Failure | ShardEnd
+Embedded = EmbeddedImage | Failure | ShardEnd
+
+
+class EmbedImages(beam.PTransform):  # type: ignore[misc]
+    """PCollection[DecodedImage | Failure | ShardEnd] -> PCollection[EmbeddedImage | Failure | ShardEnd]."""
+
+    def __init__(self, settings: EmbedderSettings) -> None:
+        super().__init__()
+        self._settings = settings
+
+    def expand(self, images: beam.PCollection) -> beam.PCollection:
+        return images | RunInference(EmbedderHandler(self._settings))
+
+
+class EmbedderHandler(ModelHandler):  # type: ignore[misc]
+    """Loads one `Embedder` a process and gives it whole batches of a fixed size."""
+
+    def __init__(self, settings: EmbedderSettings) -> None:
+        super().__init__()
+        self._settings = settings
+
+    def load_model(self) -> Embedder:
+        return load_embedder(self._settings)
+
+    def run_inference(
+        self, batch: Sequence[Loaded], model: Embedder, inference_args: dict[str, Any] | None = None
+    ) -> list[Embedded]:
+        return embed_batch(batch, model)
+
+    def batch_elements_kwargs(self) -> dict[str, Any]:
+        size = self._settings.batch_size
+        return {"min_batch_size": size, "max_batch_size": size, "element_size_fn": self._weight}
+
+    def get_num_bytes(self, batch: Sequence[Loaded]) -> int:
+        return sum(item.pixels.nbytes for item in batch if isinstance(item, DecodedImage))
+
+    def get_metrics_namespace(self) -> str:
+        return "pnasvec"
+
+    def _weight(self, item: Loaded) -> int:
+        if isinstance(item, ShardEnd):
+            return self._settings.batch_size
+        return int(isinstance(item, DecodedImage))
+
+
+def embed_batch(batch: Sequence[Loaded], embedder: Embedder) -> list[Embedded]:
+    """The batch's images through one pass of the model; everything else as it came, before them."""
+    images = [item for item in batch if isinstance(item, DecodedImage)]
+    passed: list[Embedded] = [item for item in batch if not isinstance(item, DecodedImage)]
+    if not images:
+        return passed
+    start = time.perf_counter()
+    outcome = embedder.embed([image.pixels for image in images])
+    share_s = (time.perf_counter() - start) / len(images)
+    return [*passed, *_rows(images, outcome, share_s)]
+
+
+def _rows(images: Sequence[DecodedImage], outcome: BatchOutcome, share_s: float) -> Iterator[Embedded]:
+    batch = outcome.batch
+    for row, position in enumerate(outcome.kept):
+        image = images[position]
+        yield EmbeddedImage(
+            ref=image.ref,
+            facts=image.facts,
+            vector=batch.vectors[row],
+            top_classes=batch.top_classes[row],
+            top_probabilities=batch.top_probabilities[row],
+            logits=None if batch.logits is None else batch.logits[row],
+            embed_s=share_s,
+        )
+    for position, error in outcome.rejected:
+        yield failure(images[position].ref, error)

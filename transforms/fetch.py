@@ -1,0 +1,59 @@
+"""The bytes of one image by its URI, or the named reason why not.
+
+No Beam in here: the query side fetches images too, and in the pipeline `transforms.load` calls
+this from its threads.
+"""
+
+from dataclasses import dataclass
+
+from transforms import storage, web
+from transforms.errors import (
+    ConnectionFailed,
+    InvalidURI,
+    NotFound,
+    PermissionDenied,
+    TooManyBytes,
+    UserError,
+)
+from transforms.records import EncodedImage
+
+_LONGEST_URI = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class FetchLimits:
+    """`max_bytes` of one encoded image, checked before the bytes are held in memory."""
+
+    max_bytes: int = 64 << 20
+    web: web.WebLimits = web.WebLimits()
+
+    def __post_init__(self) -> None:
+        if self.max_bytes < 1:
+            raise UserError(f"--max-bytes must be at least 1, not {self.max_bytes}")
+
+
+def fetch_image(uri: str, limits: FetchLimits) -> EncodedImage:
+    """Read at most `limits.max_bytes` bytes from any kind of URI; raises a `FetchFailure`."""
+    if not uri or len(uri) > _LONGEST_URI or "\0" in uri:
+        raise InvalidURI("a URI must have 1 to 8192 characters and no NUL")
+    if storage.scheme_of(uri) in ("http", "https"):
+        return web.get(uri, limits.web, limits.max_bytes)
+    return EncodedImage(_read(uri, limits.max_bytes), attempts=1)
+
+
+def _read(uri: str, max_bytes: int) -> bytes:
+    try:
+        data = storage.read_bytes(uri, max_bytes + 1)
+    except UserError as error:
+        raise InvalidURI(str(error)) from error
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise NotFound(storage.first_line(error)) from error
+    except PermissionError as error:
+        raise PermissionDenied(storage.first_line(error)) from error
+    except ValueError as error:  # a NUL byte in a path, a key that the store cannot have
+        raise InvalidURI(storage.first_line(error)) from error
+    except storage.STORAGE_ERRORS as error:
+        raise ConnectionFailed(storage.first_line(error)) from error
+    if len(data) > max_bytes:
+        raise TooManyBytes(f"more than {max_bytes:,} bytes (--max-bytes)")
+    return data

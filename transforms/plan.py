@@ -1,0 +1,180 @@
+"""References to shards: each URI once, those with a row already left out, the rest cut evenly.
+
+URIs are routed to buckets by a hash, whole tables at a time, so the same code plans a thousand
+images and a billion. What is done is read from the rows on disk, which are the only record of it.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from zlib import crc32
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from transforms import storage
+from transforms.count import PLANNED, Tally, count, total
+from transforms.records import Shard
+
+# URIs a bucket: some fifty shards; planning one takes about 50 MB.
+_BUCKET = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class PlanSettings:
+    """Where rows may lie already, how many images a shard has, and whether failures are tried again."""
+
+    embeddings: str
+    failures: str
+    shard_size: int
+    retry_failures: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """Failure rows that must go because their images are tried again, or were embedded after all."""
+
+    file: str
+    uris: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BucketPlan:
+    shards: tuple[Shard, ...]
+    forgotten: tuple[Forgotten, ...]
+    tally: Tally
+
+
+class Planned(NamedTuple):
+    shards: beam.PCollection
+    forgotten: beam.PCollection
+    tally: beam.PCollection
+
+
+class PlanShards(beam.PTransform):  # type: ignore[misc]
+    """PCollection[pa.Table] of references -> `Planned`, whose tally is a single `Tally`."""
+
+    def __init__(self, settings: PlanSettings) -> None:
+        super().__init__()
+        self._settings = settings
+
+    def expand(self, refs: beam.PCollection) -> Planned:
+        rows = refs | "Rows" >> beam.Map(len) | "AllRows" >> beam.CombineGlobally(sum)
+        buckets = beam.pvalue.AsSingleton(rows | "Buckets" >> beam.Map(bucket_count))
+        done = (
+            refs.pipeline
+            | "Folders" >> beam.Create([self._settings.embeddings, self._settings.failures])
+            | "Parts" >> beam.FlatMap(_parts)
+            | "SpreadParts" >> beam.Reshuffle()
+            | "ReadDone" >> beam.Map(read_done)
+            | "RouteDone" >> beam.FlatMap(route, buckets)
+        )
+        planned = (
+            {"refs": refs | "RouteRefs" >> beam.FlatMap(route, buckets), "done": done}
+            | beam.CoGroupByKey()
+            | "PlanBucket" >> beam.ParDo(_PlanBucket(self._settings)).with_outputs(main="shards")
+        )
+        tally = planned.tally | "Total" >> beam.CombineGlobally(total)
+        return Planned(planned.shards, planned.forgotten, tally)
+
+
+def bucket_count(rows: int) -> int:
+    return max(1, -(-rows // _BUCKET))
+
+
+def route(table: pa.Table, buckets: int) -> Iterator[tuple[int, pa.Table]]:
+    """Split a table by the hash of its URIs."""
+    if buckets == 1:
+        yield 0, table
+        return
+    hashes = np.array([crc32(uri.encode()) for uri in table["uri"].to_pylist()], np.uint32) % buckets
+    for bucket in np.unique(hashes):
+        yield int(bucket), table.take(np.flatnonzero(hashes == bucket))
+
+
+def read_done(file: str) -> pa.Table:
+    """`uri`, `error` (null if embedded) and `file` of the rows of one output file."""
+    with storage.open_input(file) as source:
+        parquet = pq.ParquetFile(source)
+        has_errors = "error" in parquet.schema_arrow.names
+        table = parquet.read(columns=["uri", "error"] if has_errors else ["uri"])
+    errors = table["error"].cast(pa.string()) if has_errors else pa.nulls(len(table), pa.string())
+    return pa.table(
+        {"uri": table["uri"], "error": errors, "file": pa.array([file] * len(table), pa.string())}
+    )
+
+
+def plan_bucket(refs: Iterable[pa.Table], done: Iterable[pa.Table], settings: PlanSettings) -> BucketPlan:
+    """What is left to do of one bucket; pure. The first of equal URIs counts, the others are duplicates."""
+    tables = list(refs)
+    given = pa.concat_tables(tables) if tables else pa.table({"uri": pa.array([], pa.string())})
+    embedded, failed = _rows_done(done)
+    pending, seen, errors = [], set(), Counter[str]()
+    forgotten: dict[str, list[str]] = defaultdict(list)
+    done_count = 0
+    for row, uri in enumerate(given["uri"].to_pylist()):
+        if uri in seen:
+            continue
+        seen.add(uri)
+        if uri in failed and (settings.retry_failures or uri in embedded):
+            forgotten[failed[uri][1]].append(uri)
+        if uri in embedded:
+            done_count += 1
+        elif uri in failed and not settings.retry_failures:
+            errors[failed[uri][0]] += 1
+        else:
+            pending.append(row)
+    return BucketPlan(
+        shards=tuple(_cut(given, pending, settings.shard_size)),
+        forgotten=tuple(Forgotten(file, tuple(uris)) for file, uris in forgotten.items()),
+        tally=Tally(
+            given=len(given),
+            duplicate=len(given) - len(seen),
+            embedded=done_count,
+            pending=len(pending),
+            failed=errors,
+        ),
+    )
+
+
+def _rows_done(tables: Iterable[pa.Table]) -> tuple[set[str], dict[str, tuple[str, str]]]:
+    """The embedded URIs; error and file of the failed ones."""
+    embedded: set[str] = set()
+    failed: dict[str, tuple[str, str]] = {}
+    for table in tables:
+        columns = (table[name].to_pylist() for name in ("uri", "error", "file"))
+        for uri, error, file in zip(*columns, strict=True):
+            if error is None:
+                embedded.add(uri)
+            else:
+                failed[uri] = (error, file)
+    return embedded, failed
+
+
+def _cut(refs: pa.Table, rows: Sequence[int], size: int) -> Iterator[Shard]:
+    """Shards of equal length, none longer than `size`."""
+    if rows:
+        for part in np.array_split(np.array(rows, np.int64), -(-len(rows) // size)):
+            yield Shard(refs.take(part))
+
+
+def _parts(folder: str) -> Iterator[str]:
+    for info in storage.list_files(folder, recursive=False):
+        if info.uri.endswith(".parquet"):
+            yield info.uri
+
+
+class _PlanBucket(beam.DoFn):  # type: ignore[misc]
+    def __init__(self, settings: PlanSettings) -> None:
+        self._settings = settings
+
+    def process(self, group: tuple[int, Mapping[str, Iterable[pa.Table]]]) -> Iterator[Any]:
+        plan = plan_bucket(group[1]["refs"], group[1]["done"], self._settings)
+        count(PLANNED, plan.tally.pending)
+        yield from plan.shards
+        for forgotten in plan.forgotten:
+            yield beam.pvalue.TaggedOutput("forgotten", forgotten)
+        yield beam.pvalue.TaggedOutput("tally", plan.tally)
