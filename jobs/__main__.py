@@ -29,6 +29,7 @@ COMMANDS = (
     Command("embed", "jobs.embed", "images to vectors and labels: lists, folders or globs to a run folder"),
     Command("status", "jobs.status", "what a run promised, how far it is, and its failures by reason"),
     Command("sample", "jobs.sample", "render labelled sample images to try things out on"),
+    Command("train", "jobs.train", "train the small model on rendered images"),
 )
 
 

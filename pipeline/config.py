@@ -1,10 +1,10 @@
 """What a run is to do: frozen settings, validated on construction. Below here nobody sees a flag."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from transforms.errors import UserError
 from transforms.fetch import FetchLimits
-from transforms.image import ResizeMode
+from transforms.resize import ResizeMode
 
 DEFAULT_SHARD_SIZE = 2000
 
@@ -66,7 +66,7 @@ class EmbedConfig:
     run: str
     model: ModelConfig
     threads: int
-    fetch: FetchLimits = FetchLimits()
-    decode: DecodeConfig = DecodeConfig()
-    output: OutputConfig = OutputConfig()
+    fetch: FetchLimits = field(default_factory=FetchLimits)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
     retry_failures: bool = False

@@ -20,7 +20,7 @@ import apache_beam as beam
 from transforms.attempt import attempt
 from transforms.errors import UserError
 from transforms.fetch import FetchLimits, fetch_image
-from transforms.image import Preprocessing, decode_image, decoding_bytes
+from transforms.image import Preprocessing, decode_pixels, read_header
 from transforms.records import DecodedImage, EncodedImage, Failure, ImageFacts, ImageRef, Shard, ShardEnd
 
 Item = TypeVar("Item")
@@ -97,8 +97,9 @@ def load_image(ref: ImageRef, settings: LoadSettings, gate: ByteGate) -> Loaded:
 def _decode(
     ref: ImageRef, encoded: EncodedImage, preprocessing: Preprocessing, gate: ByteGate
 ) -> DecodedImage:
-    with gate.hold(decoding_bytes(encoded.data, preprocessing)):
-        image = decode_image(encoded.data, preprocessing)
+    header = read_header(encoded.data, preprocessing)
+    with gate.hold(header.decoding_bytes):
+        image = decode_pixels(encoded.data, header, preprocessing)
     facts = ImageFacts(image.width, image.height, image.format, sha256(encoded.data).digest())
     return DecodedImage(ref, facts, image.pixels)
 

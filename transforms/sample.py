@@ -76,15 +76,20 @@ def write_samples(folder: str, count: int, seed: int) -> None:
         raise UserError(f"{folder}: cannot be written: {error}") from error
 
 
-def _write_image(folder: str, index: int, seed: int) -> tuple[str, str]:
+def render_sample(seed: int, index: int) -> bytes:
+    """Image `index` of `seed` as JPEG, of varied size and quality; its class is `index` mod the classes."""
     rng = np.random.default_rng([seed, index])
-    label = index % len(CLASSES)
-    image = render_image(rng, label, _draw_size(rng))
-    name = f"{index:05d}-{CLASSES[label]}.jpg"
-    encoded = simplejpeg.encode_jpeg(image, quality=int(rng.integers(60, 96)), colorsubsampling="420")
+    image = render_image(rng, index % len(CLASSES), _draw_size(rng))
+    quality = int(rng.integers(60, 96))
+    return simplejpeg.encode_jpeg(image, quality=quality, colorsubsampling="420")  # type: ignore[no-any-return]
+
+
+def _write_image(folder: str, index: int, seed: int) -> tuple[str, str]:
+    label = CLASSES[index % len(CLASSES)]
+    name = f"{index:05d}-{label}.jpg"
     with open(os.path.join(folder, name), "wb") as file:
-        file.write(encoded)
-    return name, CLASSES[label]
+        file.write(render_sample(seed, index))
+    return name, label
 
 
 def _draw_size(rng: np.random.Generator) -> tuple[int, int]:
