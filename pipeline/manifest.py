@@ -95,7 +95,8 @@ def load_manifest(run: RunFolder) -> Manifest | None:
         return None
     if values.get("schema_version") != SCHEMA_VERSION:
         raise UserError(
-            f"{run.manifest} has schema version {values.get('schema_version')}; this pnasvec writes {SCHEMA_VERSION}"
+            f"{run.manifest} has schema version {values.get('schema_version')};"
+            f" this pnasvec writes {SCHEMA_VERSION}"
         )
     try:
         return Manifest.from_json(values)

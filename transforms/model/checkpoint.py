@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -17,7 +18,9 @@ _NAMES = {
     "Dense": ("weights", "biases"),
 }
 _AVERAGED = "/ExponentialMovingAverage"
-_LARGEST_LISTED = 5
+_MOST_LISTED = 5
+
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 def slim_variables(network: keras.Model) -> dict[str, keras.Variable]:
@@ -30,12 +33,19 @@ def slim_variables(network: keras.Model) -> dict[str, keras.Variable]:
 
 
 def find_checkpoint(folder: str) -> str | None:
-    """The prefix of the one checkpoint that lies in a local folder, if there is one."""
-    found = tf.train.latest_checkpoint(folder)
-    if found:
-        return str(found)
-    indices = [name for name in sorted(os.listdir(folder)) if name.endswith(".index")]
-    return os.path.join(folder, indices[0].removesuffix(".index")) if len(indices) == 1 else None
+    """The prefix of the latest or only checkpoint in a local folder, if there is one."""
+    state = tf.train.get_checkpoint_state(folder)
+    latest = os.path.basename(state.model_checkpoint_path) if state else ""
+    names = [name.removesuffix(".index") for name in os.listdir(folder) if name.endswith(".index")]
+    if latest in names:  # the path itself is often that of the machine that trained
+        return os.path.join(folder, latest)
+    return os.path.join(folder, names[0]) if len(names) == 1 else None
+
+
+def describe_checkpoint(prefix: str) -> tuple[Architecture, int]:
+    """The architecture and the number of classes that a checkpoint's shapes stand for; raises `UserError`."""
+    shapes = _shapes(_open(prefix))
+    return recognise(prefix, shapes), shapes["final_layer/FC/biases"][0]
 
 
 def load_checkpoint(prefix: str) -> keras.Model:
@@ -44,37 +54,56 @@ def load_checkpoint(prefix: str) -> keras.Model:
     Moving averages are taken where the checkpoint has them. Raises `UserError` that names what is
     missing or of another shape.
     """
-    try:
-        reader = tf.train.load_checkpoint(prefix)
-    except (tf.errors.OpError, ValueError) as error:
-        raise UserError(f"{prefix}: not a readable checkpoint: {error}") from error
-    shapes = {name: tuple(shape) for name, shape in reader.get_variable_to_shape_map().items()}
+    reader = _open(prefix)
+    shapes = _shapes(reader)
     network = build_network(recognise(prefix, shapes), shapes["final_layer/FC/biases"][0])
     variables = slim_variables(network)
-    sources = {name: name + _AVERAGED if name + _AVERAGED in shapes else name for name in variables}
-    wrong = [
-        f"{name} {shapes.get(source, 'missing')}, not {tuple(variables[name].shape)}"
-        for name, source in sources.items()
-        if shapes.get(source) != tuple(variables[name].shape)
-    ]
-    if wrong:
-        more = f" and {len(wrong) - _LARGEST_LISTED} more" if len(wrong) > _LARGEST_LISTED else ""
-        raise UserError(f"{prefix} does not fit PNASNet-5: {'; '.join(wrong[:_LARGEST_LISTED])}{more}")
+    _check_shapes(prefix, shapes, variables)
     for name, variable in variables.items():
-        variable.assign(reader.get_tensor(sources[name]))
+        averaged = name + _AVERAGED
+        variable.assign(_read(prefix, reader, averaged if reader.has_tensor(averaged) else name))
     return network
 
 
-def recognise(prefix: str, shapes: Mapping[str, tuple[int, ...]]) -> Architecture:
+def recognise(prefix: str, shapes: Shapes) -> Architecture:
     """Which PNASNet-5 has variables of these shapes; raises `UserError` if none has."""
-    cells = sum(name.startswith("cell_") and name.endswith("/beginning_bn/gamma") for name in shapes) - 2
-    stem = shapes.get("conv0/weights", (0,))[-1]
-    filters = shapes.get("cell_0/1x1/weights", (0,))[-1]
+    cells = sum(name.endswith("/beginning_bn/gamma") for name in shapes) - 2  # but those of the stem
+    widths = shapes.get("conv0/weights", ())[-1:] + shapes.get("cell_0/1x1/weights", ())[-1:]
     for known in ARCHITECTURES:
-        if (known.stem_filters, known.filters, known.cells) == (stem, filters, cells):
-            if "final_layer/FC/biases" in shapes:
+        if (known.stem_filters, known.filters) == widths and known.cells == cells:
+            if len(shapes.get("final_layer/FC/biases", ())) == 1:
                 return known
-            raise UserError(f"{prefix} has no final_layer/FC/biases: it can't say labels")
-    raise UserError(
-        f"{prefix} is no PNASNet-5 checkpoint that we know: {stem} stem filters, {filters} filters, {cells} cells"
-    )
+            raise UserError(f"{prefix} has no final_layer/FC/biases, so it cannot name classes")
+    names = ", ".join(known.name for known in ARCHITECTURES)
+    raise UserError(f"{prefix} has the variables of no PNASNet-5 that we know ({names})")
+
+
+def _open(prefix: str) -> Any:
+    try:
+        return tf.train.load_checkpoint(prefix)
+    except (tf.errors.OpError, ValueError) as error:
+        raise UserError(f"{prefix} is no readable checkpoint: {error}") from error
+
+
+def _read(prefix: str, reader: Any, key: str) -> Any:
+    try:
+        return reader.get_tensor(key)
+    except (tf.errors.OpError, ValueError) as error:
+        raise UserError(f"{prefix}: cannot read {key}: {error}") from error
+
+
+def _shapes(reader: Any) -> Shapes:
+    """By plain name, also of a variable of which only the moving average was kept."""
+    found = reader.get_variable_to_shape_map()
+    return {name.removesuffix(_AVERAGED): tuple(found[name]) for name in sorted(found)}
+
+
+def _check_shapes(prefix: str, shapes: Shapes, variables: Mapping[str, keras.Variable]) -> None:
+    wrong = [
+        f"{name} {shapes.get(name, 'missing')}, not {tuple(variable.shape)}"
+        for name, variable in variables.items()
+        if shapes.get(name) != tuple(variable.shape)
+    ]
+    if wrong:
+        more = f" and {len(wrong) - _MOST_LISTED} more" if len(wrong) > _MOST_LISTED else ""
+        raise UserError(f"{prefix} does not fit PNASNet-5: {'; '.join(wrong[:_MOST_LISTED])}{more}")

@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
+from transforms.model.attachment import COLLECTION, encode_image_size
 from transforms.model.checkpoint import slim_variables
 
 # ModuleDef{format: FORMAT_V3} of tensorflow_hub/module_def.proto.
@@ -31,8 +32,8 @@ def export_hub_module(network: keras.Model, folder: str, labels: str | None = No
     with v1.Graph().as_default(), v1.Session() as session:
         images, outputs = _import_network(network)
         variables = v1.global_variables()
-        for variable in variables:
-            variable.load(weights[variable.op.name], session)
+        feeds = {variable.initializer.inputs[1]: weights[variable.op.name] for variable in variables}
+        session.run([variable.initializer for variable in variables], feeds)
         v1.train.Saver(variables, write_version=v1.train.SaverDef.V2).save(
             session, os.path.join(folder, "variables", "variables"), write_meta_graph=False, write_state=False
         )
@@ -83,23 +84,9 @@ def _saved_model(images: tf.Tensor, outputs: dict[str, tf.Tensor]) -> saved_mode
         )
         graph.signature_def[name].CopyFrom(signature)
     size = images.shape[1], images.shape[2]
-    graph.collection_def["hub_module_attachments"].bytes_list.value.append(_image_module_info(*size))
+    graph.collection_def[COLLECTION].bytes_list.value.append(encode_image_size(*size))
     saved.meta_graphs.append(graph)
     return saved
-
-
-def _image_module_info(height: int, width: int) -> bytes:
-    """ModuleAttachment{"image_module_info", ImageModuleInfo{default_image_size{height, width}}}."""
-    size = b"\x08" + _varint(height) + b"\x10" + _varint(width)
-    info = b"\x0a" + _varint(len(size)) + size
-    key = b"image_module_info"
-    return b"\x0a" + _varint(len(key)) + key + b"\x12" + _varint(len(info)) + info
-
-
-def _varint(value: int) -> bytes:
-    """A number as protocol buffers write it: seven bits a byte, the low ones first."""
-    low, high = value & 0x7F, value >> 7
-    return bytes([low | 0x80]) + _varint(high) if high else bytes([low])
 
 
 def _write(path: str, data: bytes) -> None:
