@@ -22,13 +22,13 @@ def attempt(ref: ImageRef, step: Callable[[ImageRef], Result]) -> Result | Failu
 
 
 def failure(ref: ImageRef, error: ImageFailure) -> Failure:
-    """The row that `failures/` gets for this error."""
-    message = " ".join(str(error).split())
+    """The row that `failures/` gets for this error; its message is one line of printable characters."""
+    message = "".join(char if char.isprintable() else " " for char in str(error))
     return Failure(
         ref=ref,
         stage=error.stage,
         error=type(error).__name__,
-        message=message.encode(errors="replace").decode()[:_MESSAGE_LENGTH],
+        message=" ".join(message.split())[:_MESSAGE_LENGTH],
         attempts=error.attempts,
         when=datetime.now(UTC),
     )

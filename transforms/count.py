@@ -1,12 +1,13 @@
 """What is counted, under which names: Beam's metrics, and the tally that the manifest proves.
 
-The accounting law is a method here: given = duplicate + embedded + failed, once nothing is left.
+The accounting law is a method here: given = duplicate + embedded + failed + pending.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
+from threading import Lock
 from typing import Any
 
 from apache_beam.metrics import Metrics
@@ -19,17 +20,20 @@ FAILED = "failed"
 
 # A process-wide copy of the counters: a local runner shows Beam's only when the job is over.
 _live: Counter[str] = Counter()
+_live_lock = Lock()  # bundles run on several threads, and += is two steps
 
 
 def count(name: str, amount: int = 1) -> None:
     """Count on the thread that runs the bundle, for Beam and for the progress line of this process."""
     Metrics.counter(NAMESPACE, name).inc(amount)
-    _live[name] += amount
+    with _live_lock:
+        _live[name] += amount
 
 
 def live_counts() -> Mapping[str, int]:
     """The counts of this process so far."""
-    return dict(_live)
+    with _live_lock:
+        return dict(_live)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,13 @@ No Beam in here: the query side fetches images too, and in the pipeline `transfo
 this from its threads.
 """
 
-from dataclasses import dataclass
+import errno
+from dataclasses import dataclass, field
 
 from transforms import storage, web
 from transforms.errors import (
     ConnectionFailed,
+    FetchFailure,
     InvalidURI,
     NotFound,
     PermissionDenied,
@@ -16,8 +18,10 @@ from transforms.errors import (
     UserError,
 )
 from transforms.records import EncodedImage
+from transforms.web import WebLimits
 
 _LONGEST_URI = 8192
+_NOT_THERE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +29,7 @@ class FetchLimits:
     """`max_bytes` of one encoded image, checked before the bytes are held in memory."""
 
     max_bytes: int = 64 << 20
-    web: web.WebLimits = web.WebLimits()
+    web: WebLimits = field(default_factory=WebLimits)
 
     def __post_init__(self) -> None:
         if self.max_bytes < 1:
@@ -35,7 +39,7 @@ class FetchLimits:
 def fetch_image(uri: str, limits: FetchLimits) -> EncodedImage:
     """Read at most `limits.max_bytes` bytes from any kind of URI; raises a `FetchFailure`."""
     if not uri or len(uri) > _LONGEST_URI or "\0" in uri:
-        raise InvalidURI("a URI must have 1 to 8192 characters and no NUL")
+        raise InvalidURI(f"a URI must have 1 to {_LONGEST_URI} characters and no NUL")
     if storage.scheme_of(uri) in ("http", "https"):
         return web.get(uri, limits.web, limits.max_bytes)
     return EncodedImage(_read(uri, limits.max_bytes), attempts=1)
@@ -46,14 +50,22 @@ def _read(uri: str, max_bytes: int) -> bytes:
         data = storage.read_bytes(uri, max_bytes + 1)
     except UserError as error:
         raise InvalidURI(str(error)) from error
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise NotFound(storage.first_line(error)) from error
-    except PermissionError as error:
-        raise PermissionDenied(storage.first_line(error)) from error
-    except ValueError as error:  # a NUL byte in a path, a key that the store cannot have
-        raise InvalidURI(storage.first_line(error)) from error
     except storage.STORAGE_ERRORS as error:
-        raise ConnectionFailed(storage.first_line(error)) from error
+        raise _named(error) from error
+    except ValueError as error:  # text that no file system takes as a name
+        raise InvalidURI(storage.first_line(error)) from error
     if len(data) > max_bytes:
         raise TooManyBytes(f"more than {max_bytes:,} bytes (--max-bytes)")
     return data
+
+
+def _named(error: Exception) -> FetchFailure:
+    """Our failure for an error of the storage; S3 says some of them in words alone."""
+    text = storage.first_line(error)
+    if isinstance(error, ValueError):
+        return InvalidURI(text)
+    if isinstance(error, PermissionError) or "ACCESS_DENIED" in text:
+        return PermissionDenied(text)
+    if getattr(error, "errno", None) in _NOT_THERE or "Not a regular file" in text:
+        return NotFound(text)
+    return ConnectionFailed(text)

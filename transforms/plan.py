@@ -41,6 +41,12 @@ class Forgotten:
     uris: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class _FailedRow:
+    file: str
+    error: str
+
+
 @dataclass(frozen=True, slots=True)
 class BucketPlan:
     shards: tuple[Shard, ...]
@@ -108,49 +114,55 @@ def read_done(file: str) -> pa.Table:
 
 
 def plan_bucket(refs: Iterable[pa.Table], done: Iterable[pa.Table], settings: PlanSettings) -> BucketPlan:
-    """What is left to do of one bucket; pure. The first of equal URIs counts, the others are duplicates."""
+    """What is left to do of one bucket; pure. The first of equal URIs counts, the others are duplicates.
+
+    An image that is embedded has no failure row, one that failed has a single one: others are forgotten.
+    """
     tables = list(refs)
     given = pa.concat_tables(tables) if tables else pa.table({"uri": pa.array([], pa.string())})
     embedded, failed = _rows_done(done)
     pending, seen, errors = [], set(), Counter[str]()
     forgotten: dict[str, list[str]] = defaultdict(list)
-    done_count = 0
+    embedded_count = 0
     for row, uri in enumerate(given["uri"].to_pylist()):
         if uri in seen:
             continue
         seen.add(uri)
-        if uri in failed and (settings.retry_failures or uri in embedded):
-            forgotten[failed[uri][1]].append(uri)
+        failures = failed.get(uri, [])
         if uri in embedded:
-            done_count += 1
-        elif uri in failed and not settings.retry_failures:
-            errors[failed[uri][0]] += 1
+            embedded_count += 1
+        elif failures and not settings.retry_failures:
+            errors[failures.pop(0).error] += 1
         else:
             pending.append(row)
+        for failure in failures:
+            forgotten[failure.file].append(uri)
     return BucketPlan(
         shards=tuple(_cut(given, pending, settings.shard_size)),
         forgotten=tuple(Forgotten(file, tuple(uris)) for file, uris in forgotten.items()),
         tally=Tally(
             given=len(given),
             duplicate=len(given) - len(seen),
-            embedded=done_count,
+            embedded=embedded_count,
             pending=len(pending),
             failed=errors,
         ),
     )
 
 
-def _rows_done(tables: Iterable[pa.Table]) -> tuple[set[str], dict[str, tuple[str, str]]]:
-    """The embedded URIs; error and file of the failed ones."""
+def _rows_done(tables: Iterable[pa.Table]) -> tuple[set[str], dict[str, list[_FailedRow]]]:
+    """The embedded URIs; the rows of the failed ones, in order of their files."""
     embedded: set[str] = set()
-    failed: dict[str, tuple[str, str]] = {}
+    failed: dict[str, list[_FailedRow]] = defaultdict(list)
     for table in tables:
         columns = (table[name].to_pylist() for name in ("uri", "error", "file"))
         for uri, error, file in zip(*columns, strict=True):
             if error is None:
                 embedded.add(uri)
             else:
-                failed[uri] = (error, file)
+                failed[uri].append(_FailedRow(file, error))
+    for rows in failed.values():
+        rows.sort()
     return embedded, failed
 
 

@@ -2,16 +2,24 @@
 
 Everything that touches a file system goes through here, so that a run folder, a list and an
 image may each lie anywhere. http(s) is not storage: see `transforms.web`.
+
+Credentials, regions and endpoints come from the environment, as the vendors' own tools read them
+(`AWS_ENDPOINT_URL`, `GOOGLE_APPLICATION_CREDENTIALS`, …), never from a URI: all after the host is
+the name of the object, whatever its characters. gs://anonymous@bucket reads a public bucket.
 """
 
+import errno
 import os
+import posixpath
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import IO
-from urllib.parse import quote_from_bytes, unquote_to_bytes, urlsplit
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 from uuid import uuid4
 
 import pyarrow as pa
@@ -19,9 +27,15 @@ from pyarrow import fs
 
 from transforms.errors import UserError
 
-REMOTE_SCHEMES = ("gs", "s3", "hdfs", "abfs", "abfss")
-_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
+REMOTE_SCHEMES = ("gs", "s3", "hdfs")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _WILDCARD = re.compile(r"[*?\[]")
+_ANONYMOUS = "anonymous@"
+# What Python's surrogateescape makes of bytes that are not UTF-8.
+_NO_UTF8 = re.compile("[\udc80-\udcff]")
+
+# Google's client tries for 15 minutes unless told otherwise; S3's gives up after some 6 s.
+_GCS_RETRY = timedelta(seconds=40)
 
 # What pyarrow raises when storage says no; OSError covers FileNotFoundError and PermissionError.
 STORAGE_ERRORS = (OSError, pa.ArrowException)
@@ -29,8 +43,9 @@ STORAGE_ERRORS = (OSError, pa.ArrowException)
 
 @dataclass(frozen=True, slots=True)
 class FileInfo:
+    """A file that a listing found."""
+
     uri: str
-    size: int
 
 
 def scheme_of(uri: str) -> str:
@@ -47,10 +62,10 @@ def local_path(uri: str) -> str:
     """The path of a local URI; percent escapes of file:// are bytes, so any file name can be said."""
     if scheme_of(uri) != "file":
         return uri
-    parts = urlsplit(uri)
-    if parts.netloc not in ("", "localhost"):
+    host, slash, path = uri[len("file://") :].partition("/")
+    if host not in ("", "localhost") or not slash:
         raise UserError(f"{uri}: file:// must name a local path, as in file:///photos/1.jpg")
-    return os.fsdecode(unquote_to_bytes(parts.path))
+    return os.fsdecode(unquote_to_bytes(slash + path))
 
 
 def local_uri(path: str) -> str:
@@ -63,16 +78,24 @@ def local_uri(path: str) -> str:
 
 
 def resolve(text: str, base: str) -> str:
-    """The absolute URI for `text`, which may be relative to the folder `base`."""
+    """The absolute URI for `text`, which may be relative to the folder `base`; `..` goes up in the text."""
     if scheme_of(text):
-        return text
-    if not is_local(base):
-        return text if text.startswith("/") else join(base, text)
-    return local_uri(os.path.normpath(os.path.join(os.path.abspath(local_path(base)), text)))
+        return _escape_bytes(text)
+    if is_local(base):
+        return local_uri(os.path.normpath(os.path.join(os.path.abspath(local_path(base)), text)))
+    if text.startswith("/"):
+        return local_uri(os.path.normpath(text))
+    scheme, host, folder = _split(base)
+    return f"{scheme}://{host}" + posixpath.normpath(posixpath.join("/", folder, _escape_bytes(text)))
+
+
+def _escape_bytes(uri: str) -> str:
+    """Bytes that are not UTF-8 as percent escapes."""
+    return _NO_UTF8.sub(lambda byte: f"%{ord(byte[0]) - 0xDC00:02X}", uri)
 
 
 def join(folder: str, *names: str) -> str:
-    return "/".join((folder.rstrip("/") or "", *names))
+    return "/".join((folder.rstrip("/"), *names))
 
 
 def parent(uri: str) -> str:
@@ -82,50 +105,73 @@ def parent(uri: str) -> str:
 
 
 def exists(uri: str) -> bool:
-    return _info(uri).type != fs.FileType.NotFound
+    if is_local(uri):
+        return os.path.exists(local_path(uri))
+    return bool(_info(uri).type != fs.FileType.NotFound)
 
 
 def is_folder(uri: str) -> bool:
+    if is_local(uri):
+        return os.path.isdir(local_path(uri))
     return bool(_info(uri).type == fs.FileType.Directory)
 
 
 def is_pattern(uri: str) -> bool:
     """True for a glob; a path that exists as it stands is never one, whatever its characters."""
-    return bool(_WILDCARD.search(uri)) and not (is_local(uri) and os.path.lexists(local_path(uri)))
+    return bool(_WILDCARD.search(uri)) and not exists(uri)
 
 
 def open_input(uri: str) -> IO[bytes]:
-    """A seekable binary file; raises OSError as pyarrow does. Never follows a FIFO or a device."""
-    if is_local(uri):
-        path = local_path(uri)
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise IsADirectoryError(f"{path} is not a regular file")
-        return open(path, "rb")
-    filesystem, path = _locate(uri)
-    return filesystem.open_input_file(path)  # type: ignore[no-any-return]
+    """A seekable binary file; raises OSError as pyarrow does. Never opens a FIFO or a device."""
+    if not is_local(uri):
+        filesystem, path = _locate(uri)
+        return filesystem.open_input_file(path)  # type: ignore[no-any-return]
+    path = local_path(uri)
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a folder says best why it can't be read
+        raise IsADirectoryError(errno.EISDIR, "a device, a FIFO or a socket", path)
+    return open(path, "rb")
 
 
 def read_bytes(uri: str, limit: int | None = None) -> bytes:
-    """The whole file, or its first `limit` bytes."""
+    """The whole file, or its first `limit` bytes. What has no size has no bytes (/proc)."""
     with open_input(uri) as file:
-        return file.read(-1 if limit is None else limit)
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        left = size if limit is None else min(size, limit)
+        parts = []
+        while left and (part := file.read(left)):  # a remote stream may give less than was asked for
+            parts.append(part)
+            left -= len(part)
+    return b"".join(parts)
+
+
+def read_text(uri: str) -> str:
+    return read_bytes(uri).decode()
 
 
 def write_whole(uri: str, data: bytes | pa.Buffer) -> None:
     """Write a file that appears whole or not at all, and replaces one of that name.
 
-    Locally: a temporary name beside it, fsync, rename, fsync of the folder. On object stores an
-    upload shows only when it is complete.
+    Locally: a temporary name beside it, fsync, rename, fsync of the folder. On HDFS: a temporary
+    name and a rename. On object stores an upload shows only when it is complete.
     """
-    if not is_local(uri):
-        filesystem, path = _locate(uri)
-        with filesystem.open_output_stream(path) as stream:
-            stream.write(data)
+    if is_local(uri):
+        _write_local(os.path.abspath(local_path(uri)), data)
         return
-    path = local_path(uri)
+    filesystem, path = _locate(uri)
+    shows_at_once = scheme_of(uri) == "hdfs"
+    target = f"{posixpath.dirname(path)}/{_temporary_name()}" if shows_at_once else path
+    with filesystem.open_output_stream(target) as stream:
+        stream.write(data)
+    if shows_at_once:
+        filesystem.move(target, path)
+
+
+def _write_local(path: str, data: bytes | pa.Buffer) -> None:
     folder = os.path.dirname(path)
     os.makedirs(folder, exist_ok=True)
-    temporary = os.path.join(folder, f".{os.path.basename(path)}.{uuid4().hex}.tmp")
+    temporary = os.path.join(folder, _temporary_name())
     try:
         with open(temporary, "wb") as file:
             file.write(memoryview(data))
@@ -138,6 +184,11 @@ def write_whole(uri: str, data: bytes | pa.Buffer) -> None:
     _sync_folder(folder)
 
 
+def _temporary_name() -> str:
+    """Hidden, and of a length that any file system takes, however long the final name is."""
+    return f".{uuid4().hex}.tmp"
+
+
 def delete(uri: str) -> None:
     """Remove a file; one that is not there is no error."""
     if is_local(uri):
@@ -148,78 +199,84 @@ def delete(uri: str) -> None:
 
 
 def list_files(folder: str, *, recursive: bool = True) -> Iterator[FileInfo]:
-    """Regular files below a folder that are not hidden, in order of name; a missing folder has none.
+    """Files below a folder that are not hidden, in order of name; a missing folder has none.
 
-    Links to files are followed, links to folders are not, so that no loop can be walked.
+    Links to files are followed, links to folders are not, so that no loop can be walked. A folder
+    below it that can't be read is listed itself: to fetch it then fails, and says why.
     """
-    if is_local(folder):
-        yield from _walk(local_path(folder), recursive)
-        return
-    filesystem, path = _locate(folder)
-    selector = fs.FileSelector(path, allow_not_found=True, recursive=recursive)
-    scheme = scheme_of(folder)
-    for info in sorted(filesystem.get_file_info(selector), key=lambda info: info.path):
-        relative = info.path[len(path) :]
-        if info.type == fs.FileType.File and not _is_hidden(relative):
-            yield FileInfo(_uri(scheme, folder, info.path), info.size)
+    for path in _list(folder, recursive):
+        yield FileInfo(_uri_of(folder, path))
 
 
 def match_files(pattern: str) -> Iterator[FileInfo]:
-    """Files that match a glob: `*`, `?` and `[…]` within a name, `**` across folders."""
-    fixed = pattern[: _WILDCARD.search(pattern).start()]  # type: ignore[union-attr]
-    folder = fixed.rsplit("/", 1)[0] if "/" in fixed else "."
-    expression = _translate(pattern if "/" in pattern else f"./{pattern}")
-    recursive = "**" in pattern or "/" in pattern[len(folder) + 1 :]
-    for info in list_files(folder or "/", recursive=recursive):
-        if expression.fullmatch(info.uri):
-            yield info
+    """Files that match a glob: `*`, `?` and `[…]` within a name, `**` for any number of folders."""
+    folder, names = _split_pattern(local_path(pattern) if is_local(pattern) else pattern)
+    root = folder if is_local(folder) else _locate(folder)[1]
+    for path in _list(folder, recursive=len(names) > 1 or "**" in names):
+        if _matches(path[len(root) :].strip("/").split("/"), names):
+            yield FileInfo(_uri_of(folder, path))
 
 
-def _translate(pattern: str) -> "re.Pattern[str]":
-    parts = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-
-    def piece(token: str) -> str:
-        if token in parts:
-            return parts[token]
-        if len(token) > 2 and token[0] == "[":
-            inner = token[1:-1].replace("\\", "\\\\")
-            return f"[^{inner[1:]}]" if inner[0] == "!" else f"[{inner}]"
-        return re.escape(token)
-
-    tokens = re.findall(r"\*\*/|\*\*|\*|\?|\[!?[^\]]+\]|.", pattern, re.DOTALL)
-    return re.compile("".join(piece(token) for token in tokens), re.DOTALL)
+def _split_pattern(pattern: str) -> tuple[str, list[str]]:
+    """The folder before the first wildcard, and the names below it."""
+    fixed, slash, _ = _WILDCARD.split(pattern, maxsplit=1)[0].rpartition("/")
+    return fixed or slash or ".", pattern[len(fixed + slash) :].split("/")
 
 
-def _walk(folder: str, recursive: bool) -> Iterator[FileInfo]:
+def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
+    if not patterns:
+        return not names
+    if patterns[0] == "**":
+        return any(_matches(names[skipped:], patterns[1:]) for skipped in range(len(names) + 1))
+    return bool(names) and fnmatchcase(names[0], patterns[0]) and _matches(names[1:], patterns[1:])
+
+
+def _list(folder: str, recursive: bool) -> Iterator[str]:
+    """Paths of the files below a folder."""
+    if is_local(folder):
+        yield from _walk(local_path(folder), recursive)
+        return
+    filesystem, root = _locate(folder)
+    selector = fs.FileSelector(root, allow_not_found=True, recursive=recursive)
+    for info in sorted(filesystem.get_file_info(selector), key=lambda info: info.path):
+        hidden = any(name.startswith(".") for name in info.path[len(root) :].split("/"))
+        if info.type == fs.FileType.File and not hidden:
+            yield info.path
+
+
+def _walk(folder: str, recursive: bool) -> Iterator[str]:
+    """With a stack of its own: folders can be nested deeper than Python's calls."""
     try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        waiting = _visible_entries(folder)
     except FileNotFoundError:
         return
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir(follow_symlinks=False):
-            if recursive:
-                yield from _walk(entry.path, recursive)
-        elif not entry.is_dir():
-            yield FileInfo(local_uri(entry.path), _size(entry))
+    while waiting:
+        entry = waiting.pop()
+        if not entry.is_dir(follow_symlinks=False):
+            if not (entry.is_symlink() and os.path.isdir(entry.path)):
+                yield entry.path
+        elif recursive:
+            try:
+                waiting += _visible_entries(entry.path)
+            except OSError:
+                yield entry.path
 
 
-def _size(entry: "os.DirEntry[str]") -> int:
-    try:
-        return entry.stat().st_size
-    except OSError:  # a dangling link: it is listed, and fails when it is fetched
-        return 0
+def _visible_entries(folder: str) -> "list[os.DirEntry[str]]":
+    """The last name first."""
+    with os.scandir(folder) as entries:
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+    return sorted(visible, key=lambda entry: entry.name, reverse=True)
 
 
-def _is_hidden(relative: str) -> bool:
-    return any(part.startswith(".") for part in relative.split("/") if part)
-
-
-def _uri(scheme: str, folder: str, path: str) -> str:
+def _uri_of(folder: str, path: str) -> str:
+    """The URI of a path that was found below a folder."""
+    if is_local(folder):
+        return local_uri(path)
+    scheme, host, _ = _split(folder)
     if scheme == "hdfs":
-        return f"hdfs://{urlsplit(folder).netloc}{path}"
-    return f"{scheme}://{path}"
+        return f"hdfs://{host}{path}"
+    return f"{scheme}://{_ANONYMOUS if host.startswith(_ANONYMOUS) else ''}{path}"
 
 
 def _info(uri: str) -> fs.FileInfo:
@@ -228,29 +285,41 @@ def _info(uri: str) -> fs.FileInfo:
 
 
 def _locate(uri: str) -> tuple[fs.FileSystem, str]:
-    scheme = scheme_of(uri)
-    if scheme in ("", "file"):
-        return fs.LocalFileSystem(), os.path.abspath(local_path(uri))
-    host, _, key = uri[len(scheme) + 3 :].partition("/")
+    """The file system of a remote URI, and the path that it has there."""
+    scheme, host, key = _split(uri)
+    filesystem = _filesystem(scheme, host)
     if scheme == "hdfs":
-        return _filesystem(f"hdfs://{host}"), "/" + key
-    return _filesystem(f"{scheme}://{host}"), f"{host}/{key}".rstrip("/")
+        return filesystem, f"/{key}"
+    return filesystem, f"{host.removeprefix(_ANONYMOUS)}/{key}".rstrip("/")
+
+
+def _split(uri: str) -> tuple[str, str, str]:
+    """Scheme, host and the name below it, without its first slash."""
+    scheme = scheme_of(uri)
+    host, _, key = uri[len(scheme) + len("://") :].partition("/")
+    return scheme, host, key
 
 
 @lru_cache(maxsize=64)
-def _filesystem(root: str) -> fs.FileSystem:
-    if scheme_of(root) not in REMOTE_SCHEMES:
-        raise UserError(
-            f"{root}…: cannot read {scheme_of(root)}://; known are local paths, file, gs, s3, hdfs"
-        )
-    try:
-        return fs.FileSystem.from_uri(root)[0]
-    except STORAGE_ERRORS as error:
-        raise UserError(f"cannot open {root}: {first_line(error)}") from error
+def _filesystem(scheme: str, host: str) -> fs.FileSystem:
+    if scheme not in REMOTE_SCHEMES:
+        raise UserError(f"cannot read {scheme}://; known are local paths, file, gs, s3, hdfs")
+    if scheme == "hdfs":
+        return fs.HadoopFileSystem.from_uri(f"hdfs://{host}/")
+    user, _, bucket = host.rpartition("@")
+    if not bucket:
+        raise UserError(f"{scheme}://{host}/ names no bucket")
+    if scheme == "gs" and user in ("", "anonymous"):
+        return fs.GcsFileSystem(anonymous=bool(user), retry_time_limit=_GCS_RETRY)
+    if user:
+        raise UserError(f"{scheme}://…@{bucket}: credentials come from the environment, not from a URI")
+    return fs.S3FileSystem.from_uri(f"s3://{bucket}")[0]  # with the bucket's own region
 
 
 def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What went wrong, without the number of the error."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return (text.strip().splitlines() or [type(error).__name__])[0]
 
 
 def _remove_quietly(path: str) -> None:
@@ -266,7 +335,3 @@ def _sync_folder(folder: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def read_text(uri: str) -> str:
-    return read_bytes(uri).decode()

@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
 from transforms.model.attachment import COLLECTION, encode_image_size
 from transforms.model.checkpoint import slim_variables
@@ -78,8 +78,8 @@ def _saved_model(images: tf.Tensor, outputs: dict[str, tf.Tensor]) -> saved_mode
     }
     for name, tensors in signatures.items():
         signature = v1.saved_model.build_signature_def(
-            {"images": v1.saved_model.build_tensor_info(images)},
-            {key: v1.saved_model.build_tensor_info(tensor) for key, tensor in tensors.items()},
+            {"images": _tensor_info(images)},
+            {key: _tensor_info(tensor) for key, tensor in tensors.items()},
             name,
         )
         graph.signature_def[name].CopyFrom(signature)
@@ -87,6 +87,12 @@ def _saved_model(images: tf.Tensor, outputs: dict[str, tf.Tensor]) -> saved_mode
     graph.collection_def[COLLECTION].bytes_list.value.append(encode_image_size(*size))
     saved.meta_graphs.append(graph)
     return saved
+
+
+def _tensor_info(tensor: tf.Tensor) -> meta_graph_pb2.TensorInfo:
+    return meta_graph_pb2.TensorInfo(
+        name=tensor.name, dtype=tensor.dtype.as_datatype_enum, tensor_shape=tensor.shape.as_proto()
+    )
 
 
 def _write(path: str, data: bytes) -> None:
