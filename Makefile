@@ -3,8 +3,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-# The thread pools of TensorFlow and OpenBLAS otherwise fight over few cores when tests run side by side.
-export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .PHONY: setup check test demo bench lock clean
 

@@ -3,7 +3,6 @@
 0 done; 1 the job failed; 2 a mistake in the command; 3 images failed and --strict was said.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +34,6 @@ COMMANDS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; every error that a person can do something about is one line."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         return _run(list(sys.argv[1:] if arguments is None else arguments))
     except UserError as error:

@@ -2,11 +2,11 @@
 
 import argparse
 import os
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from jobs.arguments import Parser, byte_size
+from jobs.quiet import import_tensorflow, quiet_libraries
 
 if TYPE_CHECKING:
     from pipeline.config import EmbedConfig
@@ -22,12 +22,15 @@ _EPILOG = "Any Apache Beam option may follow, such as --runner. docs/embed.md ex
 def main(arguments: Sequence[str]) -> int:
     """Embed, show progress and a summary; returns the exit code."""
     flags, beam_flags = parse(arguments)
+    if not flags.verbose:
+        quiet_libraries()
+        import_tensorflow()
     from jobs import report  # Beam and TensorFlow take seconds to import: not for --help or a typo
     from pipeline.run import JobFailed, embed
     from pipeline.run_folder import RunFolder
     from pipeline.runners import beam_options
+    from transforms import storage
 
-    warnings.simplefilter("ignore")  # decoders warn about odd files on stderr; failures/ has the reasons
     console = report.console()
     config = config_of(flags)
     try:
@@ -38,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
         if flags.verbose:
             console.print_exception()
         return JOB_FAILED
-    report.summary(console, RunFolder(config.run), manifest)
+    report.summary(console, RunFolder(storage.resolve(config.run, ".")), manifest)
     failed = manifest.tally is not None and manifest.tally.failed.total()
     return IMAGES_FAILED if failed and flags.strict else 0
 
@@ -79,7 +82,7 @@ def add_flags(parser: Parser) -> Parser:
     _add_row_flags(parser.add_argument_group("rows"))
     parser.add_argument("--retry-failures", action="store_true", help="try failed images again")
     parser.add_argument("--strict", action="store_true", help="exit with 3 if any image failed")
-    parser.add_argument("--verbose", action="store_true", help="show the traceback of a failed job")
+    parser.add_argument("--verbose", action="store_true", help="show tracebacks, and what libraries log")
     return parser
 
 

@@ -4,7 +4,7 @@ from itertools import islice
 
 import pyarrow.parquet as pq
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from pipeline.manifest import Manifest
 from pipeline.run_folder import RunFolder
@@ -48,7 +48,7 @@ def show_failures(console: Console, run: RunFolder, tally: Tally) -> None:
     if not tally.failed:
         return
     found = examples(run)
-    table = Table("failed", "error", "example")
+    table = Table("failed", "error", Column("example", overflow="fold"))
     for error, count in tally.failed.most_common():
         table.add_row(f"{count:,}", error, found.get(error, ""))
     console.print(table)

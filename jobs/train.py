@@ -4,9 +4,14 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from jobs.arguments import Parser
+from jobs.quiet import import_tensorflow
 from transforms.errors import UserError
+
+if TYPE_CHECKING:
+    import keras
 
 # Held-out images come from a seed that no training uses.
 _HELD_OUT, _HELD_OUT_SEED = 1000, 1_000_003
@@ -23,6 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     if os.path.lexists(flags.folder):
         raise UserError(f"{flags.folder} exists already; name a new folder")
 
+    import_tensorflow()
     from rich.console import Console
 
     from transforms.model.training import TrainSettings, render_labelled, top1, train_small
@@ -41,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _export(network: "keras.Model", folder: str) -> None:  # noqa: F821
+def _export(network: "keras.Model", folder: str) -> None:
     from transforms.model.export import export_hub_module
     from transforms.sample import CLASSES
 

@@ -54,8 +54,6 @@ class OutputConfig:
     def __post_init__(self) -> None:
         if self.shard_size < 1:
             raise UserError(f"--shard-size must be at least 1, not {self.shard_size}")
-        if self.top_k < 0:
-            raise UserError(f"--top-k must not be negative, not {self.top_k}")
 
 
 @dataclass(frozen=True, slots=True)

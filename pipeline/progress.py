@@ -53,9 +53,16 @@ class Meter:
     def text(self) -> str:
         if not self.done:
             return "loading the model" if self.total else "planning"
-        left = self.total - self.done
-        eta = f", {_duration(left / self.rate)} left" if self.rate and left else ""
-        return f"{self.rate:,.1f} images/s, {self.failed:,} failed{eta}"
+        parts = [f"{self.failed:,} failed"]
+        if self.rate:
+            parts += [f"{self.rate:,.1f} images/s", f"{_duration((self.total - self.done) / self.rate)} left"]
+        return ", ".join(parts)
+
+
+def since_now(counts: Counts) -> Counts:
+    """The growth of counts that a process may have begun before."""
+    before = counts()
+    return lambda: {name: count - before.get(name, 0) for name, count in counts().items()}
 
 
 @contextmanager

@@ -5,22 +5,26 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import pyarrow as pa
 from apache_beam.metrics.metric import MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineResult, PipelineState
 from rich.console import Console
 
-from pipeline.config import EmbedConfig
+from pipeline.config import DecodeConfig, EmbedConfig
 from pipeline.embedding import EmbedPlan, build_pipeline
 from pipeline.manifest import Manifest, check_same, load_manifest, save_manifest
-from pipeline.progress import shown
+from pipeline.progress import shown, since_now
 from pipeline.run_folder import RunFolder, locked
 from pipeline.runners import is_local, new_pipeline
 from transforms import storage
 from transforms.count import NAMESPACE, live_counts
-from transforms.errors import UserError
 from transforms.image import Preprocessing
 from transforms.load import LoadSettings
+from transforms.model.embedder import EmbedderSettings
+from transforms.model.hub import describe_network
+from transforms.model.network import NetworkInfo, labels_for
+from transforms.model.source import identify_model, locate_model
 from transforms.plan import PlanSettings
 from transforms.read import inspect_source, kept_schema
 from transforms.schema import RowFormat
@@ -47,18 +51,14 @@ def embed(config: EmbedConfig, options: PipelineOptions, console: Console) -> Ma
 
 
 def prepare(config: EmbedConfig) -> EmbedPlan:
-    """Look up and check everything that a person can get wrong; raises `UserError`."""
+    """Look up and check everything that a person can get wrong; raises `UserError`. Writes nothing."""
     run = RunFolder(storage.resolve(config.run, "."))
     sources = [inspect_source(text, config.input.uri_column) for text in config.input.inputs]
     kept = kept_schema(sources, config.input.keep_columns)
-    files = locate_model(config.model.handle)
-    network = describe_network(files)
-    labels = labels_for(network, config.model.labels)
-    decode = config.decode
-    preprocessing = Preprocessing(
-        network.height, network.width, decode.resize, decode.max_pixels, decode.allow_truncated
-    )
-    identity = _identity(config, identify_model(files), preprocessing, kept)
+    embedder, network = _choose_model(config)
+    preprocessing = _preprocessing(config.decode, network)
+    row_format = _row_format(config, network, kept)
+    identity = _identity(embedder, preprocessing, row_format)
     return EmbedPlan(
         run=run,
         manifest=Manifest.begin(identity, tuple(source.uri for source in sources)),
@@ -67,20 +67,40 @@ def prepare(config: EmbedConfig) -> EmbedPlan:
             run.outputs.embeddings, run.outputs.failures, config.output.shard_size, config.retry_failures
         ),
         load=LoadSettings(
-            config.fetch, preprocessing, config.threads, ahead=2 * config.model.batch_size + config.threads
+            config.fetch, preprocessing, config.threads, ahead=2 * embedder.batch_size + config.threads
         ),
-        embedder=EmbedderSettings(
-            files, config.model.batch_size, top_k=config.output.top_k, keep_logits=config.output.logits
-        ),
-        row_format=RowFormat(
-            feature_width=network.feature_width,
-            class_count=network.class_count,
-            labels=labels,
-            kept=kept,
-            metadata=json.dumps(identity),
-            float16=config.output.float16,
-            logits=config.output.logits,
-        ),
+        embedder=embedder,
+        row_format=replace(row_format, metadata=json.dumps(identity)),
+    )
+
+
+def _choose_model(config: EmbedConfig) -> tuple[EmbedderSettings, NetworkInfo]:
+    files = locate_model(config.model.handle)
+    network = describe_network(files)
+    settings = EmbedderSettings(
+        files.handle,
+        identify_model(files),
+        config.model.batch_size,
+        min(config.output.top_k, network.class_count),
+        config.output.logits,
+    )
+    return settings, network
+
+
+def _preprocessing(decode: DecodeConfig, network: NetworkInfo) -> Preprocessing:
+    return Preprocessing(
+        network.height, network.width, decode.resize, decode.max_pixels, decode.allow_truncated
+    )
+
+
+def _row_format(config: EmbedConfig, network: NetworkInfo, kept: pa.Schema) -> RowFormat:
+    return RowFormat(
+        feature_width=network.feature_width,
+        class_count=network.class_count,
+        labels=labels_for(network, config.model.labels),
+        kept=kept,
+        float16=config.output.float16,
+        logits=config.output.logits,
     )
 
 
@@ -89,7 +109,7 @@ def _execute(plan: EmbedPlan, options: PipelineOptions, console: Console) -> Non
     build_pipeline(pipeline, plan)
     try:
         if is_local(options):
-            with shown(console, live_counts):
+            with shown(console, since_now(live_counts)):
                 _wait(pipeline.run())
         else:
             result = pipeline.run()
@@ -118,11 +138,11 @@ def _reason(error: RuntimeError) -> str:
 
 
 def _identity(
-    config: EmbedConfig, model: ModelIdentity, preprocessing: Preprocessing, row_format: RowFormat
+    embedder: EmbedderSettings, preprocessing: Preprocessing, row_format: RowFormat
 ) -> dict[str, Any]:
     """What must not change within a run folder, or its rows could not be compared."""
     return {
-        "model": {"handle": config.model.handle, "digest": model.digest, "labels": row_format.labels.digest},
+        "model": {"handle": embedder.handle, "digest": embedder.digest, "labels": row_format.labels.digest},
         "preprocessing": {
             "height": preprocessing.height,
             "width": preprocessing.width,
@@ -130,5 +150,5 @@ def _identity(
             "allow_truncated": preprocessing.allow_truncated,
         },
         "rows": {field.name: str(field.type) for field in row_format.embeddings},
-        "top_k": config.output.top_k,
+        "top_k": embedder.top_k,
     }

@@ -109,11 +109,18 @@ def map_ahead(
 ) -> Iterator[Result]:
     """`function` of every item, as results get ready; at most `ahead` are begun and not yet consumed."""
     ready: SimpleQueue[Future[Result]] = SimpleQueue()
-    begun = (pool.submit(function, item).add_done_callback(ready.put) for item in items)
-    running = sum(1 for _ in islice(begun, ahead))
+    waiting = iter(items)
+
+    def begin(count: int) -> int:
+        chosen = list(islice(waiting, count))
+        for item in chosen:
+            pool.submit(function, item).add_done_callback(ready.put)
+        return len(chosen)
+
+    running = begin(ahead)
     while running:
         yield ready.get().result()
-        running += sum(1 for _ in islice(begun, 1)) - 1
+        running += begin(1) - 1
 
 
 class _LoadImages(beam.DoFn):  # type: ignore[misc]

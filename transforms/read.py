@@ -8,10 +8,13 @@ import csv
 import gzip
 import io
 import json
+import re
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import apache_beam as beam
 import pyarrow as pa
@@ -20,12 +23,29 @@ import pyarrow.parquet as pq
 from transforms import storage
 from transforms.errors import UserError
 
+if TYPE_CHECKING:
+    from _csv import Reader as CsvReader
+
 URI_COLUMNS = ("uri", "url", "path", "image")
+Row = tuple[str, Sequence[str | None]]  # the URI as it was written, and the kept values
+
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
 _LIST_KINDS = {".txt": "text", ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet"}
 
 # Rows a table: large enough that a table's fixed cost (about 50 us) vanishes, small beside a shard's pixels.
 _ROWS = 50_000
+# Lines of a JSONL file whose keys are its columns.
+_JSONL_SAMPLE = 1000
+# One request to an object store fetches this much of a list.
+_READ_BYTES = 1 << 20
+# Characters of a CSV cell: more than any text that is kept, and where an unclosed quote must end.
+_LONGEST_CELL = 1 << 24
+
+_READ_ERRORS = (*storage.STORAGE_ERRORS, EOFError, zlib.error, csv.Error)
+
+# Invalid bytes are decoded to surrogates U+DC80 to U+DCFF; the others come from escapes in JSON.
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_UNPAIRED = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,24 +73,35 @@ class ReadRefs(beam.PTransform):  # type: ignore[misc]
 
 
 def read_refs(source: Source, schema: pa.Schema) -> Iterator[pa.Table]:
-    """The source's references, in order, as tables of at most 50,000 rows."""
+    """The source's references, in order, as tables of at most 50,000 rows.
+
+    Raises `UserError` for a list that cannot be read to its end, such as a truncated .gz: a part of a
+    list is never taken for the whole.
+    """
+    try:
+        yield from _tables(source, schema)
+    except _READ_ERRORS as error:
+        reason = storage.first_line(error)
+        raise UserError(f"{source.uri} cannot be read to its end: {reason}") from error
+
+
+def _tables(source: Source, schema: pa.Schema) -> Iterator[pa.Table]:
     if source.kind == "parquet":
-        yield from _read_parquet(source, schema)
+        yield from _parquet_tables(source, schema)
         return
-    kept = schema.names[1:]
-    base = storage.parent(source.uri)
-    rows = _rows(source, kept)
+    listing = source.kind in ("folder", "glob")
+    rows = _listed_rows(source) if listing else _list_rows(source, schema.names[1:])
     while batch := list(islice(rows, _ROWS)):
-        uris = [storage.resolve(uri, base) if uri else uri for uri, _ in batch]
-        columns = [pa.array(uris, pa.string())]
-        columns += [pa.array([values[i] for _, values in batch], pa.string()) for i in range(len(kept))]
-        yield pa.Table.from_arrays(columns, schema=schema)
+        columns = zip(*((uri, *kept) for uri, kept in batch), strict=True)
+        yield pa.Table.from_arrays([pa.array(column, pa.string()) for column in columns], schema=schema)
 
 
 def inspect_source(text: str, uri_column: str | None) -> Source:
     """What an input of the command line is; raises `UserError` if it cannot be read as that."""
     if storage.scheme_of(text) in ("http", "https"):
         raise UserError(f"{text}: an input is a list, a folder or a glob; put image URLs into a text file")
+    if not text:
+        raise UserError("an input is empty: name a list, a folder or a glob")
     uri = storage.resolve(text, ".")
     try:
         if storage.is_pattern(uri):
@@ -80,25 +111,24 @@ def inspect_source(text: str, uri_column: str | None) -> Source:
         if not storage.exists(uri):
             raise UserError(f"{text}: no such file, folder or glob")
         return _inspect_list(uri, uri_column)
-    except storage.STORAGE_ERRORS as error:
+    except _READ_ERRORS as error:
         raise UserError(f"{text}: cannot be read: {storage.first_line(error)}") from error
 
 
 def kept_schema(sources: Sequence[Source], keep: Sequence[str]) -> pa.Schema:
     """`uri` and the kept columns; types come from Parquet, elsewhere they are strings."""
-    fields: dict[str, pa.Field] = {}
-    for source in sources:
+    kinds: dict[str, pa.DataType] = {}
+    for source in sources if keep else ():
         columns = _columns(source)
         for name in keep:
             if name not in columns:
-                known = ", ".join(columns) or "none: it is no table"
-                raise UserError(f"{source.uri} has no column {name!r} to keep; its columns: {known}")
-            field = fields.setdefault(name, columns[name])
-            if field.type != columns[name].type:
                 raise UserError(
-                    f"column {name!r} is {field.type} in one input, {columns[name].type} in another"
+                    f"{source.uri} has no column {name!r} to keep; its columns: {_listed(columns)}"
                 )
-    return pa.schema([pa.field("uri", pa.string(), nullable=False), *(fields[name] for name in keep)])
+            kind = kinds.setdefault(name, columns[name])
+            if kind != columns[name]:
+                raise UserError(f"column {name!r} is {kind} in one input, {columns[name]} in another")
+    return pa.schema([pa.field("uri", pa.string(), nullable=False), *kinds.items()])
 
 
 def _inspect_glob(uri: str) -> Source:
@@ -112,17 +142,25 @@ def _inspect_list(uri: str, uri_column: str | None) -> Source:
     if kind == "text":
         return Source(uri, kind)
     columns = _columns(Source(uri, kind))
-    if uri_column is not None:
-        if uri_column not in columns:
-            raise UserError(f"{uri} has no column {uri_column!r}; its columns: {', '.join(columns)}")
-        return Source(uri, kind, uri_column)
-    lowered = {name.lower(): name for name in reversed(columns)}
-    for name in URI_COLUMNS:
-        if name in lowered:
-            return Source(uri, kind, lowered[name])
-    raise UserError(
-        f"{uri}: which column holds the URIs? Say --uri-column; its columns: {', '.join(columns)}"
-    )
+    name = uri_column or _default_column(columns)
+    if name is None:
+        raise UserError(
+            f"{uri}: which column holds the URIs? Say --uri-column; its columns: {_listed(columns)}"
+        )
+    if name not in columns:
+        raise UserError(f"{uri} has no column {name!r}; its columns: {_listed(columns)}")
+    if not _is_text(columns[name]):
+        raise UserError(f"{uri}: column {name!r} holds {columns[name]}, not URIs; say --uri-column")
+    return Source(uri, kind, name)
+
+
+def _default_column(columns: dict[str, pa.DataType]) -> str | None:
+    lowered = {name.lower(): name for name in reversed(columns) if _is_text(columns[name])}
+    return next((lowered[name] for name in URI_COLUMNS if name in lowered), None)
+
+
+def _listed(columns: Iterable[str]) -> str:
+    return ", ".join(columns) or "none"
 
 
 def _list_kind(uri: str) -> str:
@@ -136,119 +174,123 @@ def _list_kind(uri: str) -> str:
     )
 
 
-def _columns(source: Source) -> dict[str, pa.Field]:
+def _columns(source: Source) -> dict[str, pa.DataType]:
     """The columns that could be read, by name; none for a source that is no table."""
     if source.kind == "parquet":
         with storage.open_input(source.uri) as file:
             schema = pq.ParquetFile(file).schema_arrow
-        return {field.name: field for field in schema}
+        return dict(zip(schema.names, schema.types, strict=True))
     names: Iterable[str] = ()
     if source.kind in _DELIMITERS:
-        with _open_text(source.uri) as lines:
-            names = next(csv.reader(lines, delimiter=_DELIMITERS[source.kind]), [])
+        with _open_text(source.uri) as file:
+            names = next(_csv_reader(file, source.kind), [])
     elif source.kind == "jsonl":
         with _open_text(source.uri) as lines:
-            names = _keys_of(islice((line for line in lines if line.strip()), 100))
-    return {name: pa.field(name, pa.string()) for name in names}
+            rows = [_parse_object(line) for line in islice(lines, _JSONL_SAMPLE)]
+        names = [name for row in rows for name in row or ()]
+    return {name: pa.string() for name in names}
 
 
-def _keys_of(lines: Iterable[str]) -> dict[str, None]:
-    return {key: None for line in lines for key in _parse_object(line)}
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    known = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+    return any(is_kind(kind) for is_kind in known)
 
 
-def _rows(source: Source, kept: Sequence[str]) -> Iterator[tuple[str, list[str | None]]]:
-    """(URI as written, kept values) of each row."""
-    if source.kind in ("folder", "glob"):
-        return _listed_rows(source)
-    if source.kind == "text":
-        return _text_rows(source)
-    return _jsonl_rows(source, kept) if source.kind == "jsonl" else _csv_rows(source, kept)
-
-
-def _listed_rows(source: Source) -> Iterator[tuple[str, list[str | None]]]:
+def _listed_rows(source: Source) -> Iterator[Row]:
     listing = storage.list_files if source.kind == "folder" else storage.match_files
-    skipped = storage.join(source.skip, "") if source.skip else None
     for info in listing(source.uri):
-        if skipped is None or not info.uri.startswith(skipped):
-            yield info.uri, []
+        if not (source.skip and storage.is_below(info.uri, source.skip)):
+            yield info.uri, ()
 
 
-def _text_rows(source: Source) -> Iterator[tuple[str, list[str | None]]]:
-    with _open_text(source.uri) as lines:
-        for line in lines:
-            text = line.strip()
-            if text and not text.startswith("#"):
-                yield _valid(text), []
+def _list_rows(source: Source, kept: Sequence[str]) -> Iterator[Row]:
+    """The rows of a text, CSV, TSV or JSONL file."""
+    base = storage.parent(source.uri)
+    with _open_text(source.uri) as file:
+        if source.kind == "text":
+            rows = _text_rows(file)
+        elif source.kind == "jsonl":
+            rows = _jsonl_rows(file, source.uri_column, kept)
+        else:
+            rows = _csv_rows(_csv_reader(file, source.kind), source.uri_column, kept)
+        for text, values in rows:
+            yield _resolve(text, base), [value and _SURROGATE.sub("\ufffd", value) for value in values]
 
 
-def _csv_rows(source: Source, kept: Sequence[str]) -> Iterator[tuple[str, list[str | None]]]:
-    with _open_text(source.uri) as lines:
-        reader = csv.reader(lines, delimiter=_DELIMITERS[source.kind])
-        header = {name: index for index, name in reversed(list(enumerate(next(reader, []))))}
-        wanted = [header[name] for name in (source.uri_column, *kept)]
-        for row in _parsed(reader):
-            if row:
-                cells = [_valid(row[i]) if i < len(row) else None for i in wanted]
-                yield (cells[0] or "").strip() or _valid(" ".join(row).strip()), cells[1:]
+def _resolve(text: str, base: str) -> str:
+    """What stands in a list as a URI; nothing stays nothing, and fails as that."""
+    text = _UNPAIRED.sub("\ufffd", text.strip())
+    return storage.resolve(text, base) if text else ""
 
 
-def _parsed(reader: Any) -> Iterator[list[str]]:
-    """The rows; a line that is no CSV becomes a row whose only cell says so."""
+def _text_rows(lines: Iterable[str]) -> Iterator[Row]:
+    for line in lines:
+        text = line.strip()
+        if text and not text.startswith("#"):
+            yield text, ()
+
+
+def _csv_reader(file: IO[str], kind: str) -> "CsvReader":
+    csv.field_size_limit(_LONGEST_CELL)
+    return csv.reader(file, delimiter=_DELIMITERS[kind])
+
+
+def _csv_rows(reader: "CsvReader", uri_column: str, kept: Sequence[str]) -> Iterator[Row]:
+    header = next(reader)
+    wanted = [header.index(name) for name in (uri_column, *kept)]
     while True:
         try:
-            yield next(reader)
+            row = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            yield [f"line {reader.line_num} is not CSV: {error}"]
+            yield f"line {reader.line_num} is not CSV: {error}", [None] * len(kept)
+            continue
+        if row:
+            uri, *values = (row[index] if index < len(row) else None for index in wanted)
+            yield uri or "", values
 
 
-def _jsonl_rows(source: Source, kept: Sequence[str]) -> Iterator[tuple[str, list[str | None]]]:
-    with _open_text(source.uri) as lines:
-        for line in lines:
-            if not line.strip():
-                continue
+def _jsonl_rows(lines: Iterable[str], uri_column: str, kept: Sequence[str]) -> Iterator[Row]:
+    for line in lines:
+        if line.strip():
             row = _parse_object(line)
-            uri = row.get(source.uri_column)
-            text = uri.strip() if isinstance(uri, str) else ""
-            yield _valid(text or line.strip()), [_as_text(row.get(name)) for name in kept]
+            uri = _as_text(row.get(uri_column)) if row is not None else line
+            yield uri or "", [_as_text((row or {}).get(name)) for name in kept]
 
 
-def _parse_object(line: str) -> dict[str, Any]:
+def _parse_object(line: str) -> dict[str, Any] | None:
+    """None for a line that is no JSON object."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
-        return {}
-    return row if isinstance(row, dict) else {}
+        return None
+    return row if isinstance(row, dict) else None
 
 
 def _as_text(value: Any) -> str | None:
-    if value is None:
-        return None
-    return _valid(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _valid(text: str) -> str:
-    """Arrow's strings are UTF-8: what is not becomes a file:// URI of the same bytes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return storage.local_uri(text)
-    return text
-
-
-def _read_parquet(source: Source, schema: pa.Schema) -> Iterator[pa.Table]:
+def _parquet_tables(source: Source, schema: pa.Schema) -> Iterator[pa.Table]:
     base = storage.parent(source.uri)
     with storage.open_input(source.uri) as file:
         columns = [source.uri_column, *schema.names[1:]]
         for batch in pq.ParquetFile(file).iter_batches(_ROWS, columns=columns):
-            texts = batch.column(source.uri_column).cast(pa.string()).to_pylist()
-            uris = [storage.resolve(text.strip(), base) if text else "" for text in texts]
-            arrays = [pa.array(uris, pa.string()), *(batch.column(name) for name in schema.names[1:])]
+            # as bytes: Parquet does not check that its strings are UTF-8
+            texts = batch[source.uri_column].cast(pa.string()).cast(pa.binary()).to_pylist()
+            uris = [_resolve(text.decode(errors="surrogateescape"), base) if text else "" for text in texts]
+            arrays = [pa.array(uris, pa.string()), *(batch[name] for name in schema.names[1:])]
             yield pa.Table.from_arrays(arrays, schema=schema)
 
 
-def _open_text(uri: str) -> IO[str]:
-    file = storage.open_input(uri)
-    raw = gzip.open(file) if uri.lower().endswith(".gz") else file
-    return io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline=None)
+@contextmanager
+def _open_text(uri: str) -> Iterator[IO[str]]:
+    """Decoded so that bytes that are not UTF-8 can be written back; quoted line ends stay as they are."""
+    with storage.open_input(uri) as file:
+        raw: Any = io.BufferedReader(file, _READ_BYTES)
+        if uri.lower().endswith(".gz"):
+            raw = gzip.GzipFile(fileobj=raw)
+        yield io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="")

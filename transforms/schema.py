@@ -48,7 +48,7 @@ class RowFormat:
     class_count: int
     labels: Labels
     kept: pa.Schema
-    metadata: str
+    metadata: str = "{}"
     float16: bool = False
     logits: bool = False
 
@@ -111,7 +111,9 @@ def embeddings_table(shard: Shard, rows: Sequence[EmbeddedImage], row_format: Ro
         "top_k": _top_k(rows, row_format.labels),
     }
     if row_format.logits:
-        columns["logits"] = _vectors([row.logits for row in rows], np.dtype(np.float32))
+        columns["logits"] = _vectors(
+            [row.logits for row in rows if row.logits is not None], np.dtype(np.float32)
+        )
     return _with_kept(columns, shard, [row.ref.index for row in rows], row_format.embeddings)
 
 
@@ -157,13 +159,11 @@ def _is_float32(schema: pa.Schema, name: str) -> bool:
     return bool(schema.field(name).type.value_type == pa.float32())
 
 
-def _vectors(rows: Sequence[NDArray[np.float32] | None], number: np.dtype[Any]) -> pa.Array:
-    """A FixedSizeList over one contiguous block, into which each vector is copied once."""
-    width = len(rows[0]) if rows and rows[0] is not None else 0
-    block = np.empty((len(rows), width), number)
+def _vectors(rows: Sequence[NDArray[np.float32]], number: "np.dtype[Any]") -> pa.Array:
+    """A FixedSizeList over one contiguous block; what float16 cannot hold becomes infinite."""
     with np.errstate(over="ignore"):
-        np.stack(rows, out=block, casting="same_kind")  # type: ignore[arg-type]
-    return pa.FixedSizeListArray.from_arrays(pa.array(block.reshape(-1)), width)
+        block = np.stack(rows).astype(number, copy=False)
+    return pa.FixedSizeListArray.from_arrays(pa.array(block.reshape(-1)), block.shape[1])
 
 
 def _top_k(rows: Sequence[EmbeddedImage], labels: Labels) -> pa.Array:

@@ -104,6 +104,13 @@ def parent(uri: str) -> str:
     return uri.rstrip("/").rsplit("/", 1)[0]
 
 
+def is_below(uri: str, folder: str) -> bool:
+    """Whether a file lies anywhere below a folder, by their names."""
+    if is_local(uri) and is_local(folder):
+        uri, folder = local_path(uri), local_path(folder)
+    return uri.startswith(join(folder, ""))
+
+
 def exists(uri: str) -> bool:
     if is_local(uri):
         return os.path.exists(local_path(uri))

@@ -132,7 +132,9 @@ def _by_signatures(loaded: Any, logits: Signature, features: Signature) -> Forwa
             source.name: loaded.signatures[source.name](**{source.image_key: images})
             for source in {logits.name: logits, features.name: features}.values()
         }
-        return _outputs(results[features.name][features.keys.features], results[logits.name][logits.keys.logits])
+        return _outputs(
+            results[features.name][features.keys.features], results[logits.name][logits.keys.logits]
+        )
 
     return forward
 

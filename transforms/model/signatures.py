@@ -43,7 +43,7 @@ class Signature:
 
     @property
     def image_key(self) -> str:
-        return next(iter(self.definition.inputs))
+        return str(*self.definition.inputs)
 
     @property
     def image_tensor(self) -> str:
@@ -106,7 +106,7 @@ class Module:
         return NetworkInfo(*size, class_count, feature_width, self.labels(class_count))
 
     def labels(self, class_count: int) -> Labels | None:
-        """The module's own, from assets/labels.tsv or .txt; raises `UserError` if they are not of its classes."""
+        """The module's own, from assets/labels.tsv or .txt; raises `UserError` if they do not fit."""
         for name in _LABEL_FILES:
             path = os.path.join(self.files.folder, "assets", name)
             if os.path.isfile(path):
@@ -118,7 +118,7 @@ class Module:
         """The error for a module that gives not both."""
         found = [f"{each.name} ({', '.join(sorted(each.definition.outputs))})" for each in self.signatures]
         return UserError(
-            f"gives no {'feature vectors' if self._preferred('logits', '') else 'logits'} along with the rest; "
+            f"gives no {'feature vectors' if self._preferred('logits', '') else 'logits'}: "
             f"it has {'; '.join(found) or 'no signature for float images'}. "
             "Pass a classification module that also gives its feature vectors"
         )
@@ -173,7 +173,9 @@ def _inference_graph(graphs: Iterable[Any]) -> Any:
         if tags in by_tags:
             return by_tags[tags]
     known = "; ".join(" ".join(sorted(tags)) for tags in by_tags)
-    raise UserError(f"{SAVED_MODEL} has no graph for inference (untagged, or tagged serve): {known or 'empty'}")
+    raise UserError(
+        f"{SAVED_MODEL} has no graph for inference (untagged, or tagged serve): {known or 'empty'}"
+    )
 
 
 def _check_variables(files: ModelFiles, graph: Any) -> None:

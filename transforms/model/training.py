@@ -112,7 +112,7 @@ def _batches(images: LabelledImages, rng: np.random.Generator) -> Iterator[Label
     order = rng.permutation(len(images.classes))
     for start in range(0, len(order) - _BATCH + 1, _BATCH):
         chosen = order[start : start + _BATCH]
-        pixels = np.rot90(images.pixels[chosen], rng.integers(4), axes=(1, 2))
+        pixels = np.rot90(images.pixels[chosen], int(rng.integers(4)), axes=(1, 2))
         if rng.random() < 0.5:
             pixels = pixels[:, :, ::-1]
         yield LabelledImages(np.ascontiguousarray(pixels), images.classes[chosen])

@@ -1,0 +1,42 @@
+"""Keeps other libraries' chatter off the terminal: their logs, their warnings, TensorFlow's C++ code."""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_OURS = ("jobs", "pipeline", "transforms")
+
+
+def quiet_libraries() -> None:
+    """Only our own warnings are shown, and errors of those that do not log every odd file."""
+    warnings.simplefilter("ignore")  # decoders warn about odd files; failures/ has the reasons
+    logging.getLogger().setLevel(logging.ERROR)
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    for name in _OURS:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def import_tensorflow() -> None:
+    """Import TensorFlow and let it look for devices, which it reports whatever the log level is."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with _native_stderr_hidden():
+        import tensorflow
+
+        tensorflow.config.list_physical_devices()
+
+
+@contextmanager
+def _native_stderr_hidden() -> Iterator[None]:
+    """Standard error of C++ code goes nowhere; Python's exceptions pass."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
