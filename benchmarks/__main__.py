@@ -1,0 +1,10 @@
+"""`make bench`: every benchmark in turn, each in a process of its own."""
+
+import subprocess
+import sys
+
+BENCHMARKS = ("decode", "write", "one_pass", "embed", "memory")
+
+for name in BENCHMARKS:
+    print(f"\n== {name}", flush=True)
+    subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=True, stderr=subprocess.DEVNULL)
