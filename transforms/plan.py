@@ -14,6 +14,7 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from apache_beam.typehints.decorators import no_annotations
 
 from transforms import storage
 from transforms.count import PLANNED, Tally, count, total
@@ -67,6 +68,7 @@ class PlanShards(beam.PTransform):  # type: ignore[misc]
         super().__init__()
         self._settings = settings
 
+    @no_annotations  # which Beam would take for types of elements
     def expand(self, refs: beam.PCollection) -> Planned:
         rows = refs | "Rows" >> beam.Map(len) | "AllRows" >> beam.CombineGlobally(sum)
         buckets = beam.pvalue.AsSingleton(rows | "Buckets" >> beam.Map(bucket_count))
