@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import IO, Any
 
 from transforms import storage
 from transforms.errors import UserError
@@ -102,9 +102,11 @@ def is_locked(run: RunFolder) -> bool:
 
 @contextmanager
 def _file_lock(run: RunFolder) -> Iterator[None]:
-    path = storage.local_path(run.lock)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
+    try:
+        file = _open_lock(storage.local_path(run.lock))
+    except OSError as error:
+        raise UserError(f"{run.uri}: cannot be written to: {error}") from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -112,6 +114,11 @@ def _file_lock(run: RunFolder) -> Iterator[None]:
                 f"{run.uri}: another run is writing there; wait for it or name another --output"
             ) from error
         yield
+
+
+def _open_lock(path: str) -> IO[str]:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    return open(path, "a", encoding="utf-8")
 
 
 @contextmanager

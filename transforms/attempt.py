@@ -28,7 +28,7 @@ def failure(ref: ImageRef, error: ImageFailure) -> Failure:
         ref=ref,
         stage=error.stage,
         error=type(error).__name__,
-        message=" ".join(message.split())[:_MESSAGE_LENGTH],
+        message=" ".join(message.split())[:_MESSAGE_LENGTH].rstrip(),
         attempts=error.attempts,
         when=datetime.now(UTC),
     )

@@ -132,6 +132,8 @@ def open_input(uri: str) -> IO[bytes]:
     """A seekable binary file; raises OSError as pyarrow does. Never opens a FIFO or a device."""
     if not is_local(uri):
         filesystem, path = _locate(uri)
+        if "/" not in path:
+            raise IsADirectoryError(errno.EISDIR, "a bucket, not a file in it", uri)
         return filesystem.open_input_file(path)  # type: ignore[no-any-return]
     path = local_path(uri)
     mode = os.stat(path).st_mode
@@ -141,7 +143,7 @@ def open_input(uri: str) -> IO[bytes]:
 
 
 def read_bytes(uri: str, limit: int | None = None) -> bytes:
-    """The whole file, or its first `limit` bytes. What has no size has no bytes (/proc)."""
+    """The whole file, or its first `limit` bytes; never more than the size it says it has (/proc says 0)."""
     with open_input(uri) as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
@@ -169,7 +171,7 @@ def write_whole(uri: str, data: bytes | pa.Buffer) -> None:
     filesystem, path = _locate(uri)
     shows_at_once = scheme_of(uri) == "hdfs"
     target = f"{posixpath.dirname(path)}/{_temporary_name()}" if shows_at_once else path
-    with filesystem.open_output_stream(target) as stream:
+    with filesystem.open_output_stream(target, compression=None) as stream:  # not by the suffix
         stream.write(data)
     if shows_at_once:
         filesystem.move(target, path)

@@ -23,6 +23,7 @@ from transforms.errors import UserError
 from transforms.fetch import FetchLimits
 from transforms.image import Preprocessing, decode_image
 from transforms.model.embedder import EmbedderSettings, load_embedder
+from transforms.model.source import identify_model, locate_model
 from transforms.web import WebLimits
 
 Embed = Callable[..., RunOutcome]
@@ -56,7 +57,8 @@ def test_labels_are_right(photos: Path, embed: Embed) -> None:
 def test_rows_equal_decoding_and_embedding_by_hand(photos: Path, embed: Embed) -> None:
     paths = sorted(photos.iterdir())[:5]
     rows = embed(*paths_as_list(photos.parent, paths), output=OutputConfig(top_k=3, logits=True)).rows
-    embedder = load_embedder(EmbedderSettings("small", batch_size=8, top_k=3, keep_logits=True))
+    digest = identify_model(locate_model("small"))
+    embedder = load_embedder(EmbedderSettings("small", digest, batch_size=8, top_k=3, keep_logits=True))
     pixels = [decode_image(path.read_bytes(), Preprocessing(96, 96)).pixels for path in paths]
     batch = embedder.embed(pixels).batch
     vectors = np.stack(rows.sort_by("uri")["embedding"].to_pylist())
