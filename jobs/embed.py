@@ -48,9 +48,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     """Our flags, and those of Beam that were given, by name."""
-    flags, rest = add_flags(Parser(prog=_PROG, description=_DESCRIPTION, epilog=_EPILOG)).parse_known_args(
-        arguments
-    )
+    parser = add_flags(Parser(prog=_PROG, description=_DESCRIPTION, epilog=_EPILOG))
+    flags, rest = parser.parse_known_intermixed_args(arguments)
     if not rest:
         return flags, {}
     from pipeline.runners import add_beam_flags
@@ -59,7 +58,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]
     parser = Parser(prog=_PROG, resolve=True)
     add_beam_flags(parser)
     theirs = {action.dest for action in parser._actions}
-    flags, rest = add_flags(parser).parse_known_args(arguments)
+    flags, rest = add_flags(parser).parse_known_intermixed_args(arguments)
     if rest:
         parser.refuse(rest)
     ours = vars(add_flags(Parser(prog=_PROG)).parse_known_args(["-", "--output=-"])[0])

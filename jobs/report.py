@@ -9,7 +9,7 @@ from rich.table import Column, Table
 from pipeline.manifest import Manifest
 from pipeline.run_folder import RunFolder
 from transforms import storage
-from transforms.count import Tally
+from transforms.tally import Tally
 
 # Failure files read for examples: enough for one of each common reason, quick on any storage.
 _EXAMPLE_FILES = 200

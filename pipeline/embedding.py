@@ -14,15 +14,15 @@ import apache_beam as beam
 
 from pipeline.manifest import Manifest, save_manifest
 from pipeline.run_folder import RunFolder, write_json
-from transforms.count import Tally, total
 from transforms.embed import EmbedImages
 from transforms.load import LoadImages, LoadSettings
 from transforms.model.embedder import EmbedderSettings
 from transforms.plan import PlanSettings, PlanShards
 from transforms.read import ReadRefs, Source
 from transforms.records import Shard
-from transforms.schema import RowFormat
-from transforms.write import ForgetFailures, OutputFolders, WriteShards
+from transforms.schema import OutputFolders, RowFormat
+from transforms.tally import Tally, total
+from transforms.write import ForgetFailures, WriteShards
 
 
 @dataclass(frozen=True)

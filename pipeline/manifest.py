@@ -8,9 +8,9 @@ from platform import python_version
 from typing import Any
 
 from pipeline.run_folder import RunFolder, read_json, write_json
-from transforms.count import Tally
 from transforms.errors import UserError
 from transforms.schema import SCHEMA_VERSION
+from transforms.tally import Tally
 
 RUNNING, COMPLETE = "running", "complete"
 _PACKAGES = (

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import apache_beam as beam
 import pyarrow as pa
 from apache_beam.metrics.metric import MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -37,13 +38,15 @@ class JobFailed(Exception):
 def embed(config: EmbedConfig, options: PipelineOptions, console: Console) -> Manifest:
     """Embed what is still to do; raises `UserError` before any work starts, `JobFailed` after."""
     plan = prepare(config)
+    pipeline = new_pipeline(options)
     with locked(plan.run):
         before = load_manifest(plan.run)
         if before is not None:
             check_same(plan.run, before.identity, plan.manifest.identity)
         plan.run.sweep()
         save_manifest(plan.run, plan.manifest)
-        _execute(plan, options, console)
+        build_pipeline(pipeline, plan)
+        _execute(pipeline, options, console)
     finished = load_manifest(plan.run)
     if finished is None or finished.tally is None:
         raise JobFailed(f"the engine ended without completing {plan.run.manifest}")
@@ -104,9 +107,7 @@ def _row_format(config: EmbedConfig, network: NetworkInfo, kept: pa.Schema) -> R
     )
 
 
-def _execute(plan: EmbedPlan, options: PipelineOptions, console: Console) -> None:
-    pipeline = new_pipeline(options)
-    build_pipeline(pipeline, plan)
+def _execute(pipeline: beam.Pipeline, options: PipelineOptions, console: Console) -> None:
     try:
         if is_local(options):
             with shown(console, since_now(live_counts)):

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from transforms import storage
 from transforms.errors import UserError
-from transforms.write import OutputFolders
+from transforms.schema import OutputFolders
 
 # A lease on an object store is renewed every minute, and dead after five without.
 _RENEW_S = 60.0
@@ -64,20 +64,26 @@ class RunFolder:
 
 
 def read_json(uri: str) -> dict[str, Any] | None:
-    """The object in a JSON file, or None where there is no such file."""
-    if not storage.exists(uri):
-        return None
+    """The object in a JSON file, or None where there is no such file; raises `UserError`."""
     try:
-        value = json.loads(storage.read_bytes(uri))
+        value = json.loads(storage.read_bytes(uri)) if storage.exists(uri) else None
+    except storage.STORAGE_ERRORS as error:
+        raise UserError(f"{uri}: cannot be read: {storage.first_line(error)}") from error
     except ValueError as error:
         raise UserError(f"{uri} is not readable as JSON ({error}); is this a run folder?") from error
+    if value is None:
+        return None
     if not isinstance(value, dict):
         raise UserError(f"{uri} is not a JSON object; is this a run folder?")
     return value
 
 
 def write_json(uri: str, value: dict[str, Any]) -> None:
-    storage.write_whole(uri, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    """Write it whole; raises `UserError`."""
+    try:
+        storage.write_whole(uri, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    except storage.STORAGE_ERRORS as error:
+        raise UserError(f"{uri}: cannot be written: {storage.first_line(error)}") from error
 
 
 @contextmanager
@@ -105,7 +111,7 @@ def _file_lock(run: RunFolder) -> Iterator[None]:
     try:
         file = _open_lock(storage.local_path(run.lock))
     except OSError as error:
-        raise UserError(f"{run.uri}: cannot be written to: {error}") from error
+        raise UserError(f"{run.uri}: cannot be written to: {storage.first_line(error)}") from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 from pipeline.manifest import COMPLETE, Manifest, load_manifest
 from pipeline.run_folder import RunFolder, is_locked, read_json
 from transforms import storage
-from transforms.count import Tally
 from transforms.errors import UserError
+from transforms.tally import Tally
 
 
 @dataclass(frozen=True, slots=True)

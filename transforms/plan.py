@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 from apache_beam.typehints.decorators import no_annotations
 
 from transforms import storage
-from transforms.count import PLANNED, Tally, count, total
+from transforms.count import PLANNED, count
 from transforms.records import Shard
+from transforms.tally import Tally, total
 
 # URIs a bucket: some fifty shards; planning one takes about 50 MB.
 _BUCKET = 100_000
@@ -68,7 +69,7 @@ class PlanShards(beam.PTransform):  # type: ignore[misc]
         super().__init__()
         self._settings = settings
 
-    @no_annotations  # which Beam would take for types of elements
+    @no_annotations  # type: ignore[untyped-decorator] # which Beam would take for types of elements
     def expand(self, refs: beam.PCollection) -> Planned:
         rows = refs | "Rows" >> beam.Map(len) | "AllRows" >> beam.CombineGlobally(sum)
         buckets = beam.pvalue.AsSingleton(rows | "Buckets" >> beam.Map(bucket_count))

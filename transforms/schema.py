@@ -38,6 +38,14 @@ _TOP_K = pa.list_(
 
 
 @dataclass(frozen=True, slots=True)
+class OutputFolders:
+    """Where the files of both kinds lie."""
+
+    embeddings: str
+    failures: str
+
+
+@dataclass(frozen=True, slots=True)
 class RowFormat:
     """What a row holds: D = `feature_width`, C = `class_count`, and the columns kept from the input.
 

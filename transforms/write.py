@@ -7,7 +7,6 @@ are written first: killed in between, the images without a row are simply still 
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import apache_beam as beam
 import pyarrow as pa
@@ -15,16 +14,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from transforms import storage
-from transforms.count import EMBEDDED, FAILED, Tally, count
+from transforms.count import EMBEDDED, FAILED, count
 from transforms.plan import Forgotten
 from transforms.records import EmbeddedImage, Failure, Shard, ShardEnd
-from transforms.schema import RowFormat, embeddings_table, encode_parquet, failures_table
-
-
-@dataclass(frozen=True, slots=True)
-class OutputFolders:
-    embeddings: str
-    failures: str
+from transforms.schema import OutputFolders, RowFormat, embeddings_table, encode_parquet, failures_table
+from transforms.tally import StepSeconds, Tally
 
 
 class WriteShards(beam.PTransform):  # type: ignore[misc]
@@ -91,7 +85,7 @@ class ShardRows:
             embedded=len(self._embedded),
             pending=-len(self.shard),
             failed=Counter(row.error for row in self._failed),
-            seconds=Counter(write=write_s, embed=sum(row.embed_s for row in self._embedded)),
+            seconds=StepSeconds(write=write_s, embed=sum(row.embed_s for row in self._embedded)),
         )
 
 
@@ -120,7 +114,7 @@ class _WriteShards(beam.DoFn):  # type: ignore[misc]
 
     def process(self, row: EmbeddedImage | Failure | ShardEnd) -> Iterator[Tally]:
         if isinstance(row, ShardEnd):
-            yield Tally(seconds=Counter(fetch=row.fetch_s, decode=row.decode_s))
+            yield Tally(seconds=StepSeconds(fetch=row.fetch_s, decode=row.decode_s))
             return
         count(FAILED if isinstance(row, Failure) else EMBEDDED)
         shard = row.ref.shard

@@ -31,7 +31,7 @@ def test_no_command_and_no_such_command(capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["embed"], "inputs"),
+        (["embed", "--output", "r"], "inputs"),
         (["embed", "a.txt"], "--output"),
         (
             ["embed", "a.txt", "--output", "r", "--modle", "small"],
@@ -108,6 +108,16 @@ def test_help_of_every_command_is_quick(command: str) -> None:
     done = subprocess.run([sys.executable, "-c", program, command, "--help"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"pnasvec {command}" in done.stdout
+
+
+def test_status_imports_neither_beam_nor_tensorflow(tmp_path: Path) -> None:
+    program = (
+        "import sys; from jobs.__main__ import main\n"
+        "assert main(['status', sys.argv[1]]) == 2\n"
+        "assert not sys.modules.keys() & {'apache_beam', 'tensorflow', 'keras'}"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

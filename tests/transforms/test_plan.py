@@ -13,7 +13,6 @@ from apache_beam.testing.util import assert_that
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from transforms.count import Tally, total
 from transforms.plan import (
     BucketPlan,
     Forgotten,
@@ -25,6 +24,7 @@ from transforms.plan import (
     route,
 )
 from transforms.records import Shard
+from transforms.tally import Tally, total
 
 SETTINGS = PlanSettings("", "", shard_size=3, retry_failures=False)
 

@@ -10,10 +10,11 @@ from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.testing.util import assert_that, equal_to
 
 from tests.rows import embedded, failed, row_format, shard
-from transforms.count import Tally, total
 from transforms.plan import Forgotten
 from transforms.records import EmbeddedImage, Failure, Shard, ShardEnd
-from transforms.write import ForgetFailures, OutputFolders, ShardRows, WriteShards
+from transforms.schema import OutputFolders
+from transforms.tally import Tally, total
+from transforms.write import ForgetFailures, ShardRows, WriteShards
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def test_the_tally_of_a_shard_adds_up(folders: OutputFolders) -> None:
     tally = fill(images, rows).write(folders, row_format())
     assert (tally.embedded, tally.pending) == (1, -3)
     assert tally.failed == Counter(NotFound=1, EmptyFile=1)
-    assert tally.seconds["embed"] == 0.5
+    assert tally.seconds.embed == 0.5
 
 
 def test_a_second_run_of_a_shard_replaces_its_files(folders: OutputFolders) -> None:
@@ -82,7 +83,7 @@ def test_shards_that_come_mixed_are_told_apart(folders: OutputFolders) -> None:
 
 def _summary(tally: Tally) -> tuple[float, ...]:
     seconds = tally.seconds
-    return tally.embedded, tally.failed.total(), tally.pending, seconds["fetch"], seconds["decode"]
+    return tally.embedded, tally.failed.total(), tally.pending, seconds.fetch, seconds.decode
 
 
 def test_a_shard_without_all_its_rows_is_an_error_not_a_loss(folders: OutputFolders) -> None:

@@ -91,7 +91,7 @@ def _training_step(
 ) -> tf.types.experimental.GenericFunction:
     count = len(CLASSES)
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
     def step(pixels: tf.Tensor, classes: tf.Tensor) -> None:
         targets = tf.one_hot(classes, count) * (1 - _LABEL_SMOOTHING) + _LABEL_SMOOTHING / count
         with tf.GradientTape() as tape:
