@@ -129,11 +129,18 @@ def _open_lock(path: str) -> IO[str]:
 
 @contextmanager
 def _free_lease(run: RunFolder) -> Iterator[None]:
-    lease = read_json(run.lock) or {}
-    until = lease.get("until")
-    if isinstance(until, str) and datetime.fromisoformat(until) > datetime.now(UTC):
-        raise UserError(f"{run.uri}: another run is writing there (lease until {until})")
+    until = _lease_end(read_json(run.lock) or {})
+    if until and until > datetime.now(UTC):
+        raise UserError(f"{run.uri}: another run is writing there (lease until {until.isoformat()})")
     yield
+
+
+def _lease_end(lease: dict[str, Any]) -> datetime | None:
+    """When it ends; what is no lease has ended."""
+    try:
+        return datetime.fromisoformat(lease["until"]).astimezone(UTC)
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 @contextmanager
