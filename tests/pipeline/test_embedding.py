@@ -9,8 +9,9 @@ from apache_beam.runners.portability.fn_api_runner import translations
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 
 from pipeline.config import EmbedConfig, InputConfig, ModelConfig
-from pipeline.embedding import build_pipeline
+from pipeline.embedding import EmbedShards, build_pipeline
 from pipeline.run import prepare
+from tests.rows import shard
 
 FUSED = ("LoadImages", "EmbedImages", "WriteShards")
 
@@ -19,12 +20,14 @@ FUSED = ("LoadImages", "EmbedImages", "WriteShards")
 def graph(tmp_path_factory: pytest.TempPathFactory) -> api.Pipeline:
     folder = tmp_path_factory.mktemp("graph")
     (folder / "list.txt").write_text("a.jpg\n")
-    config = EmbedConfig(
-        InputConfig((str(folder / "list.txt"),)), str(folder / "run"), ModelConfig("small"), threads=1
-    )
     pipeline = beam.Pipeline(runner=FnApiRunner())
-    build_pipeline(pipeline, prepare(config))
+    build_pipeline(pipeline, prepare(config_of(folder)))
     return pipeline.to_runner_api()
+
+
+def config_of(folder: Path) -> EmbedConfig:
+    inputs = InputConfig((str(folder / "list.txt"),))
+    return EmbedConfig(inputs, str(folder / "run"), ModelConfig("small"), threads=1)
 
 
 def stages(graph: api.Pipeline) -> list[translations.Stage]:
@@ -39,26 +42,37 @@ def leaves(stage: translations.Stage) -> set[str]:
     return {transform.unique_name for transform in stage.transforms}
 
 
+def homes(graph: api.Pipeline, part: str) -> list[int]:
+    """The numbers of the stages that hold a part."""
+    found = enumerate(stages(graph))
+    return [number for number, stage in found if any(part in name for name in leaves(stage))]
+
+
 def test_loading_embedding_and_writing_are_one_stage(graph: api.Pipeline) -> None:
-    homes = {
-        part: [
-            number
-            for number, stage in enumerate(stages(graph))
-            if any(part in name for name in leaves(stage))
-        ]
-        for part in FUSED
-    }
-    assert len({tuple(found) for found in homes.values()}) == 1
-    assert all(len(found) == 1 for found in homes.values())
+    assert len(homes(graph, FUSED[0])) == 1
+    assert homes(graph, FUSED[0]) == homes(graph, FUSED[1]) == homes(graph, FUSED[2])
 
 
-def test_hints_on_the_composite_reach_all_of_the_fused_stage_and_nothing_else(graph: api.Pipeline) -> None:
-    plain = {
-        transform.environment_id
+def test_hints_on_the_composite_reach_the_whole_stage_and_keep_it_whole(tmp_path: Path) -> None:
+    """Hints on the inference alone would put it into an environment, and so a stage, of its own."""
+    (tmp_path / "list.txt").write_text("a.jpg\n")
+    plan = prepare(config_of(tmp_path))
+    pipeline = beam.Pipeline(runner=FnApiRunner())
+    stage = EmbedShards(plan.load, plan.embedder, plan.run.outputs, plan.row_format)
+    shards = pipeline | beam.Create([shard("a.jpg")]) | beam.Reshuffle()
+    _ = shards | stage.with_resource_hints(min_ram="4GB", accelerator="type:nvidia-tesla-t4;count:1")
+    graph = pipeline.to_runner_api()
+    hinted = [
+        transform.unique_name
         for transform in graph.components.transforms.values()
-        if transform.environment_id and "EmbedShards" in transform.unique_name
-    }
-    assert len(plain) == 1  # one environment for the whole stage, or a runner would split it
+        if transform.environment_id
+        and graph.components.environments[transform.environment_id].resource_hints
+        and not transform.subtransforms
+    ]
+    assert hinted
+    assert all(name.startswith("EmbedShards") for name in hinted)
+    assert {part for part in FUSED if any(part in name for name in hinted)} == set(FUSED)
+    assert len({home for part in FUSED for home in homes(graph, part)}) == 1
 
 
 def test_only_references_and_tallies_cross_a_stage(graph: api.Pipeline) -> None:
@@ -74,8 +88,5 @@ def test_only_references_and_tallies_cross_a_stage(graph: api.Pipeline) -> None:
 
 def test_nothing_is_read_or_written_while_the_graph_is_built(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("a.jpg\n")
-    config = EmbedConfig(
-        InputConfig((str(tmp_path / "list.txt"),)), str(tmp_path / "run"), ModelConfig("small"), threads=1
-    )
-    prepare(config)
+    prepare(config_of(tmp_path))
     assert not (tmp_path / "run").exists()
