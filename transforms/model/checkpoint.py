@@ -88,7 +88,7 @@ def _open(prefix: str) -> Any:
 def _read(prefix: str, reader: Any, key: str) -> Any:
     try:
         return reader.get_tensor(key)
-    except (tf.errors.OpError, ValueError) as error:
+    except (tf.errors.OpError, IndexError) as error:  # IndexError where the file is cut off
         raise UserError(f"{prefix}: cannot read {key}: {error}") from error
 
 

@@ -18,7 +18,8 @@ from transforms.errors import EmbedFailure, ModelRejected, NonFiniteVector, User
 from transforms.model.hub import load_network
 from transforms.model.network import Network
 from transforms.model.source import identify_model, locate_model
-from transforms.storage import first_line
+
+_log = logging.getLogger(__name__)
 
 Image = NDArray[np.uint8]
 
@@ -146,7 +147,7 @@ class Embedder:
         info = self._network.info
         batch = np.zeros((rows, info.height, info.width, 3), np.uint8)
         np.stack(images, out=batch[: len(images)])
-        columns = [
+        columns: list[Any] = [
             None if tensor is None else tensor.numpy()[: len(images)]
             for tensor in self._graph(tf.constant(batch))
         ]
@@ -157,13 +158,14 @@ class Embedder:
         if rows == 1:
             raise UserError("there is not enough memory to embed even one image at a time") from error
         self._sizes = tuple(size for size in self._sizes if size < rows)
-        logging.warning("out of memory with %d images a pass; going on with %d", rows, self._sizes[-1])
+        _log.warning("out of memory with %d images a pass; going on with %d", rows, self._sizes[-1])
 
     def _halves(
         self, images: Sequence[Image], first: int, error: tf.errors.OpError
     ) -> Iterator[BatchOutcome]:
+        """Outcomes of a batch that failed, each half by itself down to the image at fault."""
         if len(images) == 1:
-            rejection = ModelRejected(first_line(error))
+            rejection = ModelRejected(_reason(error))
             yield BatchOutcome(self._nothing().batch, (), ((first, rejection),))
             return
         half = len(images) // 2
@@ -187,6 +189,11 @@ class Embedder:
             kept=(),
             rejected=(),
         )
+
+
+def _reason(error: tf.errors.OpError) -> str:
+    """What an operation said, from between the traceback of its making and the name of its node."""
+    return str(error).partition("\n\t [[")[0].rstrip().splitlines()[-1]
 
 
 def _batch_sizes(largest: int) -> tuple[int, ...]:

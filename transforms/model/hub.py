@@ -20,6 +20,8 @@ from transforms.model.signatures import Module, OutputKeys, Signature, pick_outp
 from transforms.model.source import SAVED_MODEL, ModelFiles
 from transforms.storage import first_line
 
+_log = logging.getLogger(__name__)
+
 Forward = Callable[[Any], Outputs]
 
 # How to ask a TF2 module for all it can give. `return_endpoints` is known to the modules of
@@ -122,7 +124,7 @@ def _called(module: Module, loaded: Any) -> Forward:
         return forward
     if sources is None:
         raise module.missing_outputs()
-    logging.warning("%s gives features and logits only one by one: two passes a batch", module.files.handle)
+    _log.warning("%s gives features and logits only one by one: two passes a batch", module.files.handle)
     return _by_signatures(loaded, *sources)
 
 

@@ -36,7 +36,7 @@ def read_labels(text: str) -> Labels:
 
     Raises `UserError` that names the line.
     """
-    lines = text.removeprefix("\ufeff").rstrip().split("\n")
+    lines = text.removeprefix("\ufeff").rstrip("\r\n").split("\n")
     rows = [[cell.strip() for cell in line.split("\t")] for line in lines]
     for number, row in enumerate(rows, 1):
         if not row[-1]:

@@ -42,16 +42,11 @@ def locate_model(handle: str, digest: str | None = None) -> ModelFiles:
     """
     if not handle:
         raise UserError("--model is empty: name a Hub handle, a folder, a .tar.gz, or small")
-    if handle == SMALL:
-        return ModelFiles(SMALL, _small_folder())
-    handle = storage.resolve(handle, ".")
-    if storage.scheme_of(handle) in ("http", "https"):
-        return ModelFiles(handle, _model_folder(handle, _resolve_hub(handle)))
-    if handle.endswith(_TARBALLS):
-        return ModelFiles(handle, _cached(handle, digest, _unpack))
-    if storage.is_local(handle):
-        return ModelFiles(handle, _model_folder(handle, storage.local_path(handle)))
-    return ModelFiles(handle, _cached(handle, digest, _copy))
+    handle = handle if handle == SMALL else storage.resolve(handle, ".")
+    try:
+        return ModelFiles(handle, _find(handle, digest))
+    except UserError as error:
+        raise UserError(f"--model {handle}: {error}") from error
 
 
 def identify_model(files: ModelFiles) -> str:
@@ -64,21 +59,28 @@ def identify_model(files: ModelFiles) -> str:
     return digest.hexdigest()
 
 
-def _small_folder() -> str:
-    if _holds_model(_SMALL_FOLDER):
+def _find(handle: str, digest: str | None) -> str:
+    if handle == SMALL and not _holds_model(_SMALL_FOLDER):
+        raise UserError("this installation came without it; install pnasvec again, or name another model")
+    if handle == SMALL:
         return _SMALL_FOLDER
-    raise UserError("--model small: this installation does not have the small model; name another one")
+    if storage.scheme_of(handle) in ("http", "https"):
+        return _model_folder(_resolve_hub(handle))
+    if handle.endswith(_TARBALLS):
+        return _cached(handle, digest, _unpack)
+    if storage.is_local(handle):
+        return _model_folder(storage.local_path(handle))
+    return _cached(handle, digest, _copy)
 
 
-def _model_folder(handle: str, root: str) -> str:
+def _model_folder(root: str) -> str:
     """The folder itself, or the only folder in it, as tarballs have it; raises `UserError`."""
     if not os.path.isdir(root):
-        reason = "is a file; pass the folder it lies in" if os.path.exists(root) else "no such folder"
-        raise UserError(f"--model {handle}: {reason}")
+        raise UserError("is a file; pass the folder it lies in" if os.path.exists(root) else "no such folder")
     for folder in (root, *_only_folder(root)):
         if _holds_model(folder):
             return folder
-    raise UserError(f"--model {handle} holds neither {SAVED_MODEL} nor a checkpoint (*.index)")
+    raise UserError(f"holds neither {SAVED_MODEL} nor a checkpoint (*.index)")
 
 
 def _only_folder(root: str) -> list[str]:
@@ -87,6 +89,8 @@ def _only_folder(root: str) -> list[str]:
 
 
 def _holds_model(folder: str) -> bool:
+    if not os.path.isdir(folder):
+        return False
     return os.path.isfile(os.path.join(folder, SAVED_MODEL)) or find_checkpoint(folder) is not None
 
 
@@ -112,12 +116,12 @@ def _resolve_hub(handle: str) -> str:
     try:
         import tensorflow_hub
     except ImportError as error:  # tensorflow_hub 0.16.1 imports pkg_resources, gone from setuptools 82
-        raise UserError(f"--model {handle}: {error}; try: pip install 'setuptools<82'") from error
+        raise UserError(f"{error}; try: pip install 'setuptools<82'") from error
     try:
         return str(tensorflow_hub.resolve(handle))
     except (OSError, ValueError, tf.errors.OpError, *_UNPACK_ERRORS) as error:  # HTTPError is an OSError
         raise UserError(
-            f"--model {handle}: {storage.first_line(error)}. If this machine cannot get it, "
+            f"{storage.first_line(error)}. If this machine cannot get it, "
             "download the module elsewhere, unpack it and pass its folder"
         ) from error
 
@@ -133,8 +137,8 @@ def _cached(handle: str, digest: str | None, fetch: Callable[[str, str], None]) 
         try:
             fetch(handle, fetched)
         except storage.STORAGE_ERRORS as error:
-            raise UserError(f"--model {handle}: {storage.first_line(error)}") from error
-        folder = _model_folder(handle, fetched)
+            raise UserError(storage.first_line(error)) from error
+        folder = _model_folder(fetched)
         target = os.path.join(cache, identify_model(ModelFiles(handle, folder)))
         _publish(folder, target)
     return target
@@ -165,7 +169,7 @@ def _unpack(handle: str, folder: str) -> None:
         with storage.open_input(handle) as file, tarfile.open(fileobj=file, mode="r|*") as archive:
             archive.extractall(folder, filter="data")
     except _UNPACK_ERRORS as error:
-        raise UserError(f"--model {handle} cannot be unpacked: {storage.first_line(error)}") from error
+        raise UserError(f"cannot be unpacked: {storage.first_line(error)}") from error
 
 
 def _copy(handle: str, folder: str) -> None:
