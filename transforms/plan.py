@@ -18,7 +18,7 @@ from apache_beam.typehints.decorators import no_annotations
 
 from transforms import storage
 from transforms.count import PLANNED, count
-from transforms.records import Shard
+from transforms.records import Forgotten, Shard
 from transforms.tally import Tally, total
 
 # URIs a bucket: some fifty shards; planning one takes about 50 MB.
@@ -33,14 +33,6 @@ class PlanSettings:
     failures: str
     shard_size: int
     retry_failures: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Forgotten:
-    """Failure rows that must go because their images are tried again, or were embedded after all."""
-
-    file: str
-    uris: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, order=True)

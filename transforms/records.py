@@ -1,6 +1,6 @@
 """What travels between the steps of the way of an image: frozen, slotted, small.
 
-Only `Shard` ever crosses a stage boundary. The others live inside one fused stage and
+Only `Shard` and `Forgotten` ever cross a stage boundary. The others live inside one fused stage and
 point at their shard by reference, so none of them may be shuffled.
 """
 
@@ -120,3 +120,11 @@ class ShardEnd:
     shard: Shard
     fetch_s: float
     decode_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """Failure rows that must go because their images are tried again, or were embedded after all."""
+
+    file: str
+    uris: tuple[str, ...]

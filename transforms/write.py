@@ -15,8 +15,7 @@ import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.count import EMBEDDED, FAILED, count
-from transforms.plan import Forgotten
-from transforms.records import EmbeddedImage, Failure, Shard, ShardEnd
+from transforms.records import EmbeddedImage, Failure, Forgotten, Shard, ShardEnd
 from transforms.schema import OutputFolders, RowFormat, embeddings_table, encode_parquet, failures_table
 from transforms.tally import StepSeconds, Tally
 

@@ -10,8 +10,7 @@ from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.testing.util import assert_that, equal_to
 
 from tests.rows import embedded, failed, row_format, shard
-from transforms.plan import Forgotten
-from transforms.records import EmbeddedImage, Failure, Shard, ShardEnd
+from transforms.records import EmbeddedImage, Failure, Forgotten, Shard, ShardEnd
 from transforms.schema import OutputFolders
 from transforms.tally import Tally, total
 from transforms.write import ForgetFailures, ShardRows, WriteShards
