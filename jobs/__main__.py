@@ -61,10 +61,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    parser = Parser(prog="pnasvec", description="Vectors and labels for piles of images.")
+    table = "\n".join(f"  {command.name:8}{command.help}" for command in COMMANDS)
+    parser = Parser(
+        prog="pnasvec",
+        description="Vectors and labels for piles of images.",
+        epilog=f"commands (each has its own --help):\n{table}",
+    )
     parser.add_argument("--version", action="version", version=f"pnasvec {version('pnasvec')}")
-    table = "; ".join(f"{command.name}: {command.help}" for command in COMMANDS)
-    parser.add_argument("command", choices=[command.name for command in COMMANDS], help=table)
+    parser.add_argument("command", metavar="command", choices=[command.name for command in COMMANDS])
     chosen = parser.parse_args(arguments[:1]).command
     module = next(command.module for command in COMMANDS if command.name == chosen)
     return int(import_module(module).main(arguments[1:]))

@@ -8,6 +8,14 @@ from typing import NoReturn
 from transforms.errors import UserError
 
 
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults that say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        told = action.default not in (None, False, "")
+        return super()._get_help_string(action) if told else action.help
+
+
 class Parser(argparse.ArgumentParser):
     """Takes no abbreviations, so that a flag added later can't change what a command means."""
 
@@ -17,7 +25,7 @@ class Parser(argparse.ArgumentParser):
             description=description,
             epilog=epilog,
             allow_abbrev=False,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=_Formatter,
             conflict_handler="resolve" if resolve else "error",
         )
 

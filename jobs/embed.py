@@ -74,7 +74,9 @@ def add_flags(parser: Parser) -> Parser:
     """The flags of `embed`, by what they are about."""
     parser.add_argument("inputs", nargs="+", help="lists (.txt .csv .tsv .jsonl .parquet), folders, globs")
     parser.add_argument("--output", required=True, metavar="RUN", help="the run folder, new or to go on with")
-    parser.add_argument("--uri-column", help="column with the URIs; default: uri, url, path or image")
+    parser.add_argument(
+        "--uri-column", metavar="NAME", help="column with the URIs; default: uri, url, path or image"
+    )
     parser.add_argument("--keep-columns", default="", metavar="A,B", help="columns to carry to the output")
     _add_model_flags(parser.add_argument_group("model"))
     _add_image_flags(parser.add_argument_group("images"))
@@ -88,27 +90,35 @@ def add_flags(parser: Parser) -> Parser:
 def _add_model_flags(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--model", default=DEFAULT_MODEL, help="Hub handle, folder, .tar.gz, or: small")
     group.add_argument("--labels", metavar="FILE", help="class names, one a line, instead of the model's")
-    group.add_argument("--batch-size", type=int, default=32, help="images a pass of the model")
+    group.add_argument("--batch-size", type=int, default=32, metavar="N", help="images a pass of the model")
 
 
 def _add_image_flags(group: "argparse._ArgumentGroup") -> None:
-    group.add_argument("--resize", choices=["crop", "squash", "pad", "fit-crop"], default="crop", help="how")
-    group.add_argument("--max-bytes", type=byte_size, default=64 << 20, help="of an encoded image")
-    group.add_argument("--max-pixels", type=int, default=178_000_000, help="of an image, by its header")
-    group.add_argument("--allow-truncated", action="store_true", help="embed what decodes of a cut-off JPEG")
-    group.add_argument("--threads", type=int, default=_threads(), help="that fetch and decode")
     group.add_argument(
-        "--timeout", type=float, default=20.0, help="seconds for each http(s) connect and read"
+        "--resize", choices=["crop", "squash", "pad", "fit-crop"], default="crop", help="to the model's size"
     )
-    group.add_argument("--retries", type=int, default=4, help="after 429, 5xx and connection errors")
+    group.add_argument(
+        "--max-bytes", type=byte_size, default="64MiB", metavar="SIZE", help="of an encoded image"
+    )
+    group.add_argument(
+        "--max-pixels", type=int, default=178_000_000, metavar="N", help="of an image, by its header"
+    )
+    group.add_argument("--allow-truncated", action="store_true", help="embed what decodes of a cut-off JPEG")
+    group.add_argument("--threads", type=int, default=_threads(), metavar="N", help="that fetch and decode")
+    group.add_argument(
+        "--timeout", type=float, default=20.0, metavar="S", help="seconds for each http(s) connect and read"
+    )
+    group.add_argument(
+        "--retries", type=int, default=4, metavar="N", help="after 429, 5xx and connection errors"
+    )
     group.add_argument("--allow-private-addresses", action="store_true", help="let http(s) URIs reach them")
 
 
 def _add_row_flags(group: "argparse._ArgumentGroup") -> None:
-    group.add_argument("--top-k", type=int, default=5, help="labels a row")
+    group.add_argument("--top-k", type=int, default=5, metavar="N", help="labels a row")
     group.add_argument("--logits", action="store_true", help="write all logits too")
     group.add_argument("--float16", action="store_true", help="write vectors as float16")
-    group.add_argument("--shard-size", type=int, default=2000, help="images a file")
+    group.add_argument("--shard-size", type=int, default=2000, metavar="N", help="images a file")
 
 
 def config_of(flags: argparse.Namespace) -> "EmbedConfig":
