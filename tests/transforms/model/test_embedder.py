@@ -195,14 +195,16 @@ def test_out_of_memory_halves_the_batch_once_and_for_all(caplog: pytest.LogCaptu
     passes = Passes(need_memory_for(rows=3))
     embedder = passes.embedder(batch_size=8)
     pictures = images(8)
-    with caplog.at_level(logging.WARNING, logger="root"):
+    with caplog.at_level(logging.WARNING, logger="transforms.model.embedder"):
         outcome = embedder.embed(pictures)
         tried = len(passes.rows.numpy())
         embedder.embed(pictures)
     assert list(outcome.kept) == list(range(8))
     check_kept(outcome, pictures)
     assert passes.rows.numpy()[tried:].tolist() == [2, 2, 2, 2]
-    assert [record.getMessage() for record in caplog.records if record.name == "root"] == [
+    assert [
+        record.getMessage() for record in caplog.records if record.name == "transforms.model.embedder"
+    ] == [
         "out of memory with 8 images a pass; going on with 4",
         "out of memory with 4 images a pass; going on with 2",
     ]

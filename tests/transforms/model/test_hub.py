@@ -108,8 +108,8 @@ def operations(forward: Callable[[Any], Any], kind: str, images: tf.TensorSpec) 
 
 @pytest.fixture
 def warned(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
-    caplog.set_level(logging.WARNING, logger="root")
-    return lambda: [record.getMessage() for record in caplog.records if record.name == "root"]
+    caplog.set_level(logging.WARNING, logger="transforms.model.hub")
+    return lambda: [record.getMessage() for record in caplog.records if record.name == "transforms.model.hub"]
 
 
 def test_our_module_computes_what_our_network_does(tiny_module: Path, tiny_network: keras.Model) -> None:
