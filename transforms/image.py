@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from transforms.errors import (
     CorruptImage,
@@ -26,6 +26,7 @@ from transforms.errors import (
     UnsupportedFormat,
     UserError,
 )
+from transforms.metadata import check_structure, exif_orientation
 from transforms.resize import Pixels, ResizeMode, is_transposed, resize
 
 _EOI, _SOS = b"\xff\xd9", b"\xff\xda"
@@ -114,6 +115,7 @@ def read_header(data: bytes, preprocessing: Preprocessing) -> ImageHeader:
         raise EmptyFile("the file is empty")
     kind = image_format(data)
     with _named_errors():
+        check_structure(data, kind, preprocessing.max_pixels)
         width, height = _stored_size(data, kind)
         _check_size(width, height, preprocessing.max_pixels)
         if kind == "jpeg":
@@ -238,25 +240,13 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 
 def _orientation(data: bytes, kind: str) -> int:
-    """EXIF's orientation, 1 to 8; a damaged tag says nothing, for the pixels may be fine."""
-    try:
-        value = _exif(data, kind).get(ExifTags.Base.Orientation, 1)
-    except _DECODER_ERRORS:
-        return 1
-    if isinstance(value, bytes) and len(value) == 1:  # some writers store a byte
-        value = value[0]
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
-def _exif(data: bytes, kind: str) -> Image.Exif:
-    """TIFF is not asked: Pillow turns its pixels while it decodes them."""
-    exif = Image.Exif()
+    """EXIF's orientation, 1 to 8. TIFF is not asked: Pillow turns its pixels while it decodes them."""
     if kind == "jpeg":
-        exif.load(_jpeg_exif(data))
-    elif kind in ("png", "webp", "avif"):
+        return exif_orientation(_jpeg_exif(data))
+    if kind in ("png", "webp", "avif"):
         with _open(data, kind) as image:
-            exif.load(image.info.get("exif", b""))  # getexif() would decode a PNG's pixels
-    return exif
+            return exif_orientation(image.info.get("exif", b""))
+    return 1
 
 
 def _jpeg_exif(data: bytes) -> bytes:
