@@ -21,9 +21,11 @@ _EPILOG = "Any Apache Beam option may follow, such as --runner. docs/embed.md ex
 
 def main(arguments: Sequence[str]) -> int:
     """Embed, show progress and a summary; returns the exit code."""
-    flags, beam_flags = parse(arguments)
-    if not flags.verbose:
+    verbose = "--verbose" in arguments
+    if not verbose:
         quiet_libraries()
+    flags, beam_flags = parse(arguments)
+    if not verbose:
         import_tensorflow()
     from jobs import report  # Beam and TensorFlow take seconds to import: not for --help or a typo
     from pipeline.run import JobFailed, embed

@@ -11,10 +11,9 @@ _OURS = ("jobs", "pipeline", "transforms")
 
 
 def quiet_libraries() -> None:
-    """Only our own warnings are shown, and errors of those that do not log every odd file."""
+    """Only our own warnings are shown; what fails is said in one line at the end."""
     warnings.simplefilter("ignore")  # decoders warn about odd files; failures/ has the reasons
-    logging.getLogger().setLevel(logging.ERROR)
-    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    logging.getLogger().setLevel(logging.CRITICAL)
     for name in _OURS:
         logging.getLogger(name).setLevel(logging.WARNING)
 

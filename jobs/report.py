@@ -2,13 +2,12 @@
 
 from itertools import islice
 
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Column, Table
 
 from pipeline.manifest import Manifest
 from pipeline.run_folder import RunFolder
-from transforms import storage
+from transforms.schema import read_columns
 from transforms.tally import Tally
 
 # Failure files read for examples: enough for one of each common reason, quick on any storage.
@@ -17,7 +16,7 @@ _EXAMPLE_FILES = 200
 
 def console(*, stderr: bool = True) -> Console:
     """Progress and summaries go to standard error, so that standard output stays free for results."""
-    return Console(stderr=stderr, soft_wrap=True, highlight=False)
+    return Console(stderr=stderr, soft_wrap=True, highlight=False, markup=False)  # URIs may hold [brackets]
 
 
 def summary(console: Console, run: RunFolder, manifest: Manifest) -> None:
@@ -58,8 +57,7 @@ def examples(run: RunFolder) -> dict[str, str]:
     """URI and message of one failure of each error."""
     found: dict[str, str] = {}
     for part in islice(run.parts(run.outputs.failures), _EXAMPLE_FILES):
-        with storage.open_input(part) as file:
-            table = pq.read_table(file, columns=["uri", "error", "message"])
+        table = read_columns(part, ["uri", "error", "message"])
         for row in table.to_pylist():
             found.setdefault(row["error"], f"{row['uri']}: {row['message']}")
     return found

@@ -1,6 +1,7 @@
 """What a run promised and what came of it: `manifest.json`, and the check that resuming is allowed."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -77,8 +78,9 @@ class Manifest:
         tally, last = None, values.get("last_run", {})
         if "counts" in values:
             tally = Tally.from_json({**values["counts"], "seconds": last["thread_seconds"]})
+        datetime.fromisoformat(values["started"])
         return Manifest(
-            identity=values["identity"],
+            identity={**values["identity"], "model": {**values["identity"]["model"]}},
             inputs=tuple(values["inputs"]),
             started=values["started"],
             state=values["state"],
@@ -98,10 +100,25 @@ def load_manifest(run: RunFolder) -> Manifest | None:
             f"{run.manifest} has schema version {values.get('schema_version')};"
             f" this pnasvec writes {SCHEMA_VERSION}"
         )
-    try:
+    with _damage_named(run.manifest):
         return Manifest.from_json(values)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{run.manifest} is damaged ({type(error).__name__}: {error})") from error
+
+
+def load_plan(run: RunFolder) -> Tally:
+    """What the plan promised, or nothing where a run did not come that far; raises `UserError`."""
+    values = read_json(run.plan)
+    if values is None:
+        return Tally()
+    with _damage_named(run.plan):
+        return Tally.from_json(values)
+
+
+@contextmanager
+def _damage_named(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{uri} is damaged ({type(error).__name__}: {error})") from error
 
 
 def save_manifest(run: RunFolder, manifest: Manifest) -> None:

@@ -20,6 +20,7 @@ from pipeline.run_folder import RunFolder, locked
 from pipeline.runners import is_local, new_pipeline
 from transforms import storage
 from transforms.count import NAMESPACE, live_counts
+from transforms.errors import UserError
 from transforms.image import Preprocessing
 from transforms.load import LoadSettings
 from transforms.model.embedder import EmbedderSettings
@@ -116,7 +117,13 @@ def _execute(pipeline: beam.Pipeline, options: PipelineOptions, console: Console
             result = pipeline.run()
             with shown(console, lambda: _remote_counts(result)):
                 _wait(result)
-    except RuntimeError as error:  # what Beam raises for a failed job, whatever failed in it
+    except JobFailed:
+        raise
+    except UserError as error:
+        raise UserError(str(error).partition(" [while running")[0]) from error
+    except Exception as error:  # the in-memory runner passes on whatever a stage raised
+        if _is_interrupt(error):
+            raise KeyboardInterrupt from error
         raise JobFailed(_reason(error)) from error
 
 
@@ -132,7 +139,16 @@ def _remote_counts(result: PipelineResult) -> Mapping[str, int]:
     return {metric.key.metric.name: metric.attempted or 0 for metric in found["counters"]}
 
 
-def _reason(error: RuntimeError) -> str:
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind it: runners wrap that too."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt) or str(error).startswith("KeyboardInterrupt"):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _reason(error: Exception) -> str:
     """The last line of a worker's traceback is what went wrong."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -3,12 +3,10 @@
 from collections import Counter
 from dataclasses import dataclass, replace
 
-import pyarrow.parquet as pq
-
-from pipeline.manifest import COMPLETE, Manifest, load_manifest
-from pipeline.run_folder import RunFolder, is_locked, read_json
-from transforms import storage
+from pipeline.manifest import COMPLETE, Manifest, load_manifest, load_plan
+from pipeline.run_folder import RunFolder, is_locked
 from transforms.errors import UserError
+from transforms.schema import read_columns
 from transforms.tally import Tally
 
 
@@ -22,30 +20,21 @@ class Status:
 
 
 def status_of(run: RunFolder) -> Status:
-    """Raises `UserError` where no run ever began."""
+    """Raises `UserError` where no run ever began, or where its files are damaged."""
     manifest = load_manifest(run)
     if manifest is None:
         raise UserError(f"{run.uri} is no run folder: it has no manifest.json")
     if manifest.state == COMPLETE and manifest.tally is not None:
         return Status(manifest, COMPLETE, manifest.tally)
     state = "running" if is_locked(run) else "interrupted"
-    promised = read_json(run.plan)
-    return Status(manifest, state, _on_disk(run, Tally.from_json(promised) if promised else Tally()))
+    return Status(manifest, state, _on_disk(run, load_plan(run)))
 
 
 def _on_disk(run: RunFolder, promised: Tally) -> Tally:
     """The promise, with the rows that are there by now."""
-    embedded = sum(_row_count(part) for part in run.parts(run.outputs.embeddings))
-    failed = sum((_errors(part) for part in run.parts(run.outputs.failures)), Counter[str]())
+    embedded = sum(len(read_columns(part, ["uri"])) for part in run.parts(run.outputs.embeddings))
+    failed = Counter[str]()
+    for part in run.parts(run.outputs.failures):
+        failed.update(read_columns(part, ["error"])["error"].to_pylist())
     left = promised.given - promised.duplicate - embedded - failed.total()
     return replace(promised, embedded=embedded, failed=failed, pending=max(0, left))
-
-
-def _row_count(part: str) -> int:
-    with storage.open_input(part) as file:
-        return int(pq.ParquetFile(file).metadata.num_rows)
-
-
-def _errors(part: str) -> Counter[str]:
-    with storage.open_input(part) as file:
-        return Counter(pq.read_table(file, columns=["error"])["error"].to_pylist())

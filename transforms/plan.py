@@ -13,12 +13,12 @@ from zlib import crc32
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from apache_beam.typehints.decorators import no_annotations
 
 from transforms import storage
 from transforms.count import PLANNED, count
 from transforms.records import Forgotten, Shard
+from transforms.schema import read_columns
 from transforms.tally import Tally, total
 
 # URIs a bucket: some fifty shards; planning one takes about 50 MB.
@@ -97,11 +97,9 @@ def route(table: pa.Table, buckets: int) -> Iterator[tuple[int, pa.Table]]:
 
 
 def read_done(file: str) -> pa.Table:
-    """`uri`, `error` (null if embedded) and `file` of the rows of one output file."""
-    with storage.open_input(file) as source:
-        parquet = pq.ParquetFile(source)
-        has_errors = "error" in parquet.schema_arrow.names
-        table = parquet.read(columns=["uri", "error"] if has_errors else ["uri"])
+    """`uri`, `error` (null if embedded) and `file` of the rows of one output file; raises `UserError`."""
+    table = read_columns(file, ["uri", "error"])
+    has_errors = "error" in table.column_names
     errors = table["error"].cast(pa.string()) if has_errors else pa.nulls(len(table), pa.string())
     return pa.table(
         {"uri": table["uri"], "error": errors, "file": pa.array([file] * len(table), pa.string())}

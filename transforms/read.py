@@ -179,7 +179,10 @@ def _columns(source: Source) -> dict[str, pa.DataType]:
     if source.kind == "parquet":
         with storage.open_input(source.uri) as file:
             schema = pq.ParquetFile(file).schema_arrow
-        return dict(zip(schema.names, schema.types, strict=True))
+        twice = next((name for name in schema.names if schema.names.count(name) > 1), None)
+        if twice is not None:
+            raise UserError(f"{source.uri} has two columns named {twice!r}; rename one")
+        return {field.name: _plain(field.type) for field in schema}
     names: Iterable[str] = ()
     if source.kind in _DELIMITERS:
         with _open_text(source.uri) as file:
@@ -282,8 +285,15 @@ def _parquet_tables(source: Source, schema: pa.Schema) -> Iterator[pa.Table]:
             # as bytes: Parquet does not check that its strings are UTF-8
             texts = batch[source.uri_column].cast(pa.string()).cast(pa.binary()).to_pylist()
             uris = [_resolve(text.decode(errors="surrogateescape"), base) if text else "" for text in texts]
-            arrays = [pa.array(uris, pa.string()), *(batch[name] for name in schema.names[1:])]
+            arrays = [pa.array(uris, pa.string()), *(batch[f.name].cast(f.type) for f in list(schema)[1:])]
             yield pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """Views as what they are views of: Arrow's kernels do not know all of them."""
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    return pa.binary() if pa.types.is_binary_view(kind) else kind
 
 
 @contextmanager

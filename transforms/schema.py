@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from transforms import storage
 from transforms.errors import UserError
 from transforms.model.labels import Labels
 from transforms.records import EmbeddedImage, Failure, Shard
@@ -61,7 +62,7 @@ class RowFormat:
     logits: bool = False
 
     def __post_init__(self) -> None:
-        ours = {*embedding_schema_fields(self), *_FAILURE_FIELDS}
+        ours = {*embedding_schema_fields(self), *_FAILURE_FIELDS, "logits"}
         for name in self.kept.names[1:]:
             if name in ours:
                 raise UserError(f"--keep-columns {name}: the output has a column of that name; rename it")
@@ -137,6 +138,22 @@ def failures_table(shard: Shard, rows: Sequence[Failure], row_format: RowFormat)
     }
     columns = {name: pa.array(values[name], kind) for name, kind in _FAILURE_FIELDS.items()}
     return _with_kept(columns, shard, [row.ref.index for row in rows], row_format.failures)
+
+
+def read_columns(file: str, columns: Sequence[str]) -> pa.Table:
+    """Those of the columns that an output file has; raises `UserError` if it is damaged or none of ours."""
+    try:
+        with storage.open_input(file) as source:
+            table = pq.ParquetFile(source).read(columns=list(columns))
+    except storage.STORAGE_ERRORS as error:
+        raise _damaged(file, storage.first_line(error)) from error
+    if columns[0] not in table.column_names:
+        raise _damaged(file, f"it has no column {columns[0]!r}")
+    return table
+
+
+def _damaged(file: str, reason: str) -> UserError:
+    return UserError(f"{file} is damaged ({reason}): remove it and embed again, which makes up its images")
 
 
 def encode_parquet(table: pa.Table) -> pa.Buffer:

@@ -1,7 +1,9 @@
 """`pnasvec embed` as a person runs it: flags to config, what is printed, exit codes."""
 
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from jobs.__main__ import main
 from jobs.embed import DEFAULT_MODEL, config_of, parse
 from pipeline.runners import beam_options, is_local
+from transforms.sample import write_samples
 
 BASE = ["a.txt", "--output", "run"]
 
@@ -91,6 +94,35 @@ def test_status_as_table_and_json(photos: Path, tmp_path: Path, capsys: pytest.C
     status = json.loads(capsys.readouterr().out)
     assert status["state"] == "complete"
     assert status["counts"]["embedded"] == 48
+
+
+def test_names_in_brackets_are_printed_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "[").mkdir()
+    (tmp_path / "[" / "x].jpg").write_text("no image")
+    run = str(tmp_path / "o[" / "b]")
+    assert main(["embed", str(tmp_path / "["), "--model", "small", "--output", run]) == 0
+    assert f"pnasvec status {run}" in capsys.readouterr().err
+    assert main(["status", run]) == 0
+    assert "[" in capsys.readouterr().out
+
+
+def test_ctrl_c_is_one_line_and_the_same_command_goes_on(photos: Path, tmp_path: Path) -> None:
+    """Stopped while the model works, which is where every layer wraps the interrupt in its own error."""
+    run = tmp_path / "run"
+    write_samples(str(tmp_path / "many"), 1500, 5)
+    command = [sys.executable, "-m", "jobs", "embed", str(tmp_path / "many"), "--model", "small"]
+    command += ["--output", str(run), "--shard-size", "20"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and len(list(run.glob("embeddings/part-*"))) < 3:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0.02)
+        process.send_signal(signal.SIGINT)
+        _, printed = process.communicate()
+    assert process.returncode == 130, printed
+    assert printed.endswith("pnasvec: stopped; the same command goes on from here\n")
+    assert "Traceback" not in printed
 
 
 def test_a_job_that_fails_says_why_and_exits_with_1(

@@ -48,6 +48,11 @@ def test_no_run_has_no_manifest(run: RunFolder) -> None:
         ('{"schema_version": 99}', "schema version 99"),
         ('{"schema_version": 1}', "is damaged"),
         ('{"schema_version": 1, "identity": {}, "inputs": 3}', "is damaged"),
+        (
+            '{"schema_version": 1, "identity": {}, "inputs": [], "started": "2026-01-01T00:00:00Z"}',
+            "is damaged",
+        ),
+        ('{"schema_version": 1, "identity": {"model": {}}, "inputs": [], "started": 5}', "is damaged"),
     ],
 )
 def test_a_damaged_one_is_one_clear_line(run: RunFolder, text: str, complaint: str) -> None:

@@ -1,6 +1,7 @@
 """The whole job in one process: accounting, resume, refusals, and what it writes."""
 
 import fcntl
+import gzip
 import json
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -111,6 +112,44 @@ def test_kept_columns_come_along_with_their_types(photos: Path, embed: Embed, tm
     assert outcome.rows.schema.field("day").type == pa.date32()
     assert outcome.rows["size"].to_pylist() == [[1, 2]] * 4
     assert outcome.failures["day"].cast(pa.int32()).to_pylist() == [4]
+
+
+def test_kept_columns_of_every_type_arrive(photos: Path, embed: Embed, tmp_path: Path) -> None:
+    columns = {
+        "view": pa.array(["a"], pa.string_view()),
+        "bytes": pa.array([b"a"], pa.binary_view()),
+        "large": pa.array([["x"]], pa.large_list(pa.string())),
+        "dictionary": pa.array(["a"]).dictionary_encode(),
+        "map": pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int32())),
+        "nothing": pa.nulls(1),
+        "struct.with dot": pa.array([{"a": [1]}]),
+        "taken": pa.array([0], pa.timestamp("ns", "Europe/Berlin")),
+    }
+    uri = pa.array([str(next(photos.iterdir()))], pa.large_string())
+    pq.write_table(pa.table({"uri": uri, **columns}), tmp_path / "list.parquet")
+    outcome = embed(tmp_path / "list.parquet", columns=tuple(columns))
+    for name, values in columns.items():
+        assert outcome.rows[name].to_pylist() == values.to_pylist()
+
+
+def test_a_damaged_part_is_named_with_what_to_do(photos: Path, embed: Embed) -> None:
+    first = embed(photos, output=SMALL_SHARDS)
+    part = next((first.run / "embeddings").iterdir())
+    part.write_bytes(part.read_bytes()[:700])
+    with pytest.raises(UserError, match=f"{part.name} is damaged .*: remove it and embed again") as error:
+        embed(photos, output=SMALL_SHARDS)
+    assert "while running" not in str(error.value)
+    with pytest.raises(UserError, match=f"{part.name} is damaged"):
+        status_of(RunFolder(str(first.run)))
+    part.unlink()
+    assert counts(embed(photos, output=SMALL_SHARDS)) == (48, 0, 48, 0)
+
+
+def test_a_list_that_breaks_off_is_a_users_mistake(embed: Embed, tmp_path: Path) -> None:
+    whole = gzip.compress(b"a.jpg\n" * 100_000)
+    (tmp_path / "list.txt.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"list\.txt\.gz cannot be read to its end"):
+        embed(tmp_path / "list.txt.gz")
 
 
 def test_running_again_does_only_what_is_missing(photos: Path, embed: Embed) -> None:

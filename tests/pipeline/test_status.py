@@ -20,10 +20,18 @@ def test_no_run_is_a_users_mistake(tmp_path: Path) -> None:
 
 def test_before_the_plan_nothing_is_known(tmp_path: Path) -> None:
     run = RunFolder(str(tmp_path))
-    save_manifest(run, Manifest.begin({}, ()))
+    save_manifest(run, Manifest.begin({"model": {"handle": "small"}}, ()))
     assert status_of(run).state == "interrupted"
     with locked(run):
         assert status_of(run).state == "running"
+
+
+def test_a_damaged_plan_is_one_clear_line(tmp_path: Path) -> None:
+    run = RunFolder(str(tmp_path))
+    save_manifest(run, Manifest.begin({"model": {"handle": "small"}}, ()))
+    (tmp_path / "plan.json").write_text('{"a": 1}')
+    with pytest.raises(UserError, match=r"plan\.json is damaged"):
+        status_of(run)
 
 
 def test_rows_on_disk_are_counted_while_it_runs(

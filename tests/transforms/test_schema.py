@@ -120,7 +120,7 @@ def test_kept_columns_follow_their_rows_with_their_types() -> None:
     assert failures["shot"].cast(pa.int64()).to_pylist() == [2]
 
 
-@pytest.mark.parametrize("name", ["embedding", "width", "error"])
+@pytest.mark.parametrize("name", ["embedding", "width", "error", "logits"])
 def test_a_kept_column_must_not_hide_one_of_ours(name: str) -> None:
     with pytest.raises(UserError, match=f"--keep-columns {name}"):
         row_format(kept=pa.schema([("uri", pa.string()), (name, pa.string())]))
