@@ -31,13 +31,15 @@ def main(arguments: Sequence[str]) -> int:
     import_tensorflow()
     from rich.console import Console
 
+    from transforms.model.pnasnet import architecture
     from transforms.model.training import TrainSettings, render_labelled, top1, train_small
 
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     started = time.monotonic()
     settings = TrainSettings(flags.images, flags.epochs, flags.seed)
+    size = architecture("small").image_size
+    held_out = render_labelled(_HELD_OUT, _HELD_OUT_SEED, (size, size))
     for epoch, network in train_small(settings):
-        held_out = render_labelled(_HELD_OUT, _HELD_OUT_SEED, network.input_shape[1:3])
         minutes = (time.monotonic() - started) / 60
         console.print(
             f"epoch {epoch}: {top1(network, held_out):.1%} of {_HELD_OUT} held out, {minutes:.1f} min"

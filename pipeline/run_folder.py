@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from transforms import storage
 from transforms.errors import UserError
-from transforms.schema import OutputFolders
+from transforms.schema import OutputFolders, list_parts
 
 # A lease on an object store is renewed every minute, and dead after five without.
 _RENEW_S = 60.0
@@ -49,8 +49,7 @@ class RunFolder:
 
     def parts(self, folder: str) -> list[str]:
         """The complete Parquet files of one of the `outputs`."""
-        found = storage.list_files(folder, recursive=False)
-        return [info.uri for info in found if info.uri.endswith(".parquet")]
+        return list(list_parts(folder))
 
     def sweep(self) -> None:
         """Remove what a killed run left half-written; only local storage can have any."""

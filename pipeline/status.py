@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pipeline.manifest import COMPLETE, Manifest, load_manifest, load_plan
 from pipeline.run_folder import RunFolder, is_locked
 from transforms.errors import UserError
-from transforms.schema import read_columns
+from transforms.schema import count_rows, read_columns
 from transforms.tally import Tally
 
 
@@ -32,7 +32,7 @@ def status_of(run: RunFolder) -> Status:
 
 def _on_disk(run: RunFolder, promised: Tally) -> Tally:
     """The promise, with the rows that are there by now."""
-    embedded = sum(len(read_columns(part, ["uri"])) for part in run.parts(run.outputs.embeddings))
+    embedded = sum(count_rows(part) for part in run.parts(run.outputs.embeddings))
     failed = Counter[str]()
     for part in run.parts(run.outputs.failures):
         failed.update(read_columns(part, ["error"])["error"].to_pylist())

@@ -50,10 +50,8 @@ def _read(uri: str, max_bytes: int) -> bytes:
         data = storage.read_bytes(uri, max_bytes + 1)
     except UserError as error:
         raise InvalidURI(str(error)) from error
-    except storage.STORAGE_ERRORS as error:
+    except (*storage.STORAGE_ERRORS, ValueError) as error:
         raise _named(error) from error
-    except ValueError as error:  # text that no file system takes as a name
-        raise InvalidURI(storage.first_line(error)) from error
     if len(data) > max_bytes:
         raise TooManyBytes(f"more than {max_bytes:,} bytes (--max-bytes)")
     return data
@@ -62,7 +60,7 @@ def _read(uri: str, max_bytes: int) -> bytes:
 def _named(error: Exception) -> FetchFailure:
     """Our failure for an error of the storage; S3 says some of them in words alone."""
     text = storage.first_line(error)
-    if isinstance(error, ValueError):
+    if isinstance(error, ValueError):  # text that no file system takes as a name
         return InvalidURI(text)
     if isinstance(error, PermissionError) or "ACCESS_DENIED" in text:
         return PermissionDenied(text)

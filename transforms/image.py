@@ -27,7 +27,7 @@ from transforms.errors import (
     UserError,
 )
 from transforms.metadata import check_structure, exif_orientation
-from transforms.resize import Pixels, ResizeMode, is_transposed, resize
+from transforms.resize import Pixels, ResizeMode, resize, upright_size
 
 _EOI, _SOS = b"\xff\xd9", b"\xff\xda"
 
@@ -132,9 +132,7 @@ def decode_pixels(data: bytes, header: ImageHeader, preprocessing: Preprocessing
             stored = _decode_with_pillow(data, header.format)
     size = preprocessing.height, preprocessing.width
     pixels = resize(stored, header.orientation, preprocessing.resize, size)
-    height, width = stored.shape[:2]
-    if is_transposed(header.orientation):
-        height, width = width, height
+    height, width = upright_size(stored, header.orientation)
     return UprightImage(pixels, width, height, header.format)
 
 

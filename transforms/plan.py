@@ -15,10 +15,9 @@ import numpy as np
 import pyarrow as pa
 from apache_beam.typehints.decorators import no_annotations
 
-from transforms import storage
 from transforms.count import PLANNED, count
 from transforms.records import Forgotten, Shard
-from transforms.schema import read_columns
+from transforms.schema import list_parts, read_columns
 from transforms.tally import Tally, total
 
 # URIs a bucket: some fifty shards; planning one takes about 50 MB.
@@ -68,7 +67,7 @@ class PlanShards(beam.PTransform):  # type: ignore[misc]
         done = (
             refs.pipeline
             | "Folders" >> beam.Create([self._settings.embeddings, self._settings.failures])
-            | "Parts" >> beam.FlatMap(_parts)
+            | "Parts" >> beam.FlatMap(list_parts)
             | "SpreadParts" >> beam.Reshuffle()
             | "ReadDone" >> beam.Map(read_done)
             | "RouteDone" >> beam.FlatMap(route, buckets)
@@ -164,12 +163,6 @@ def _cut(refs: pa.Table, rows: Sequence[int], size: int) -> Iterator[Shard]:
     if rows:
         for part in np.array_split(np.array(rows, np.int64), -(-len(rows) // size)):
             yield Shard(refs.take(part))
-
-
-def _parts(folder: str) -> Iterator[str]:
-    for info in storage.list_files(folder, recursive=False):
-        if info.uri.endswith(".parquet"):
-            yield info.uri
 
 
 class _PlanBucket(beam.DoFn):  # type: ignore[misc]

@@ -46,18 +46,22 @@ def is_transposed(orientation: int) -> bool:
     return _ORIENTATIONS[orientation][0]
 
 
+def upright_size(stored: Pixels, orientation: int) -> tuple[int, int]:
+    """(height, width) of the stored pixels once they are turned."""
+    height, width = stored.shape[:2]
+    return (width, height) if is_transposed(orientation) else (height, width)
+
+
 def resize(stored: Pixels, orientation: int, mode: ResizeMode, size: tuple[int, int]) -> Pixels:
     """The upright (height, width, 3) uint8 image of `size` from the stored pixels, read once.
 
     `orientation` is EXIF's, 1 to 8. `crop` keeps the central 87.5 % of both sides, `squash` all of
     them; `fit-crop` the largest centred box of the target's shape; `pad` all, with black around.
     """
-    height, width = stored.shape[:2]
-    if is_transposed(orientation):
-        height, width = width, height
+    upright = upright_size(stored, orientation)
     if mode == "pad":
-        return _pad(stored, orientation, (height, width), size)
-    return _sample(stored, orientation, _source_box(mode, (height, width), size), size)
+        return _pad(stored, orientation, upright, size)
+    return _sample(stored, orientation, _source_box(mode, upright, size), size)
 
 
 def _source_box(mode: ResizeMode, upright: tuple[int, int], size: tuple[int, int]) -> Box:

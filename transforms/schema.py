@@ -4,7 +4,8 @@ Vectors are float32 lists of fixed size: zstd level 1 over BYTE_STREAM_SPLIT, wi
 (which doubles the cost of writing random floats) and without statistics nobody prunes by.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,15 +142,35 @@ def failures_table(shard: Shard, rows: Sequence[Failure], row_format: RowFormat)
 
 
 def read_columns(file: str, columns: Sequence[str]) -> pa.Table:
-    """Those of the columns that an output file has; raises `UserError` if it is damaged or none of ours."""
+    """Those of the columns that an output file has; raises `UserError` if damaged or without the first."""
+    with _opened(file, columns[0]) as parquet:
+        return parquet.read(columns=list(columns))
+
+
+def count_rows(file: str) -> int:
+    """The rows of an output file, by its footer; raises `UserError` as `read_columns` does."""
+    with _opened(file, "uri") as parquet:
+        return int(parquet.metadata.num_rows)
+
+
+def list_parts(folder: str) -> Iterator[str]:
+    """The complete files of one of the `OutputFolders`."""
+    for info in storage.list_files(folder, recursive=False):
+        if info.uri.endswith(".parquet"):
+            yield info.uri
+
+
+@contextmanager
+def _opened(file: str, column: str) -> Iterator[pq.ParquetFile]:
+    """An output file that has this column."""
     try:
         with storage.open_input(file) as source:
-            table = pq.ParquetFile(source).read(columns=list(columns))
+            parquet = pq.ParquetFile(source)
+            if column not in parquet.schema_arrow.names:
+                raise _damaged(file, f"it has no column {column!r}")
+            yield parquet
     except storage.STORAGE_ERRORS as error:
         raise _damaged(file, storage.first_line(error)) from error
-    if columns[0] not in table.column_names:
-        raise _damaged(file, f"it has no column {columns[0]!r}")
-    return table
 
 
 def _damaged(file: str, reason: str) -> UserError:
