@@ -42,6 +42,16 @@ class Parser(argparse.ArgumentParser):
         self.error(f"unknown flag {flag}" + (f"; did you mean {nearest[0]}?" if nearest else ""))
 
 
+def auto_or_int(text: str) -> int | str:
+    """A number, or the word auto (argparse type)."""
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor auto") from error
+
+
 def byte_size(text: str) -> int:
     """A number of bytes: 1000, 64MiB, 2GB (argparse type)."""
     units = {
