@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 from jobs.arguments import Parser, auto_or_int, byte_size
-from jobs.quiet import import_tensorflow, quiet_libraries
+from jobs.quiet import explain, import_tensorflow, quiet_libraries
 from transforms.model.options import DeviceKind, Precision
 
 if TYPE_CHECKING:
@@ -23,7 +23,9 @@ _EPILOG = "Any Apache Beam option may follow, such as --runner. docs/embed.md ex
 def main(arguments: Sequence[str]) -> int:
     """Embed, show progress and a summary; returns the exit code."""
     verbose = "--verbose" in arguments
-    if not verbose:
+    if verbose:
+        explain()
+    else:
         quiet_libraries()
     flags, beam_flags = parse(arguments)
     if not verbose:

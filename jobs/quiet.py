@@ -1,4 +1,4 @@
-"""Keeps other libraries' chatter off the terminal: their logs, their warnings, TensorFlow's C++ code."""
+"""What is logged to the terminal: by default nothing of what libraries say, TensorFlow's C++ code too."""
 
 import logging
 import os
@@ -16,6 +16,13 @@ def quiet_libraries() -> None:
     logging.getLogger().setLevel(logging.CRITICAL)
     for name in _OURS:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def explain() -> None:
+    """With --verbose: how choices were made, and the warnings of libraries."""
+    logging.basicConfig(format="%(message)s")
+    for name in _OURS:
+        logging.getLogger(name).setLevel(logging.INFO)
 
 
 def import_tensorflow() -> None:
