@@ -19,7 +19,7 @@ _POLL_S = 0.02
 
 def start(run: Path, listing: Path) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "jobs", "embed", str(listing), "--model", "small", "--output", str(run)]
-    command += ["--shard-size", str(SHARD), "--batch-size", "4", "--threads", "2"]
+    command += ["--shard-size", str(SHARD), "--batch-size", "4", "--threads", "2", "--precision", "float32"]
     return subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
@@ -57,6 +58,10 @@ def find_checkpoint(folder: str) -> str | None:
 
 class UnknownNetwork(UserError):
     """The variables are not those of a PNASNet-5 that we know."""
+
+
+class UnfitVariables(UnknownNetwork):
+    """They are, but some are missing or of another shape."""
 
 
 class SlimVariables:
@@ -106,7 +111,9 @@ class SlimVariables:
         ]
         if wrong:
             more = f" and {len(wrong) - _MOST_LISTED} more" if len(wrong) > _MOST_LISTED else ""
-            raise UserError(f"{self._prefix} does not fit PNASNet-5: {'; '.join(wrong[:_MOST_LISTED])}{more}")
+            raise UnfitVariables(
+                f"{self._prefix} does not fit PNASNet-5: {'; '.join(wrong[:_MOST_LISTED])}{more}"
+            )
 
 
 def _recognise(prefix: str, shapes: Shapes) -> Architecture:
@@ -117,7 +124,7 @@ def _recognise(prefix: str, shapes: Shapes) -> Architecture:
         if (known.stem_filters, known.filters) == widths and known.cells == cells:
             if len(shapes.get(_BIASES, ())) == 1:
                 return known
-            raise UserError(f"{prefix} has no {_BIASES}, so it cannot name classes")
+            raise UnfitVariables(f"{prefix} has no {_BIASES}, so it cannot name classes")
     names = ", ".join(known.name for known in ARCHITECTURES)
     raise UnknownNetwork(f"{prefix} has the variables of no PNASNet-5 that we know ({names})")
 
@@ -145,6 +152,9 @@ def _named_keys(reader: Any) -> dict[str, str]:
     keys = reader.get_variable_to_shape_map()
     if _OBJECTS not in keys:
         return {key: key for key in keys}
-    objects = trackable_object_graph_pb2.TrackableObjectGraph.FromString(reader.get_tensor(_OBJECTS))
+    try:
+        objects = trackable_object_graph_pb2.TrackableObjectGraph.FromString(reader.get_tensor(_OBJECTS))
+    except (DecodeError, tf.errors.OpError, IndexError) as error:
+        raise UserError(f"the names of its variables cannot be read: {error}") from error
     saved = [attribute for node in objects.nodes for attribute in node.attributes]
     return {one.full_name: one.checkpoint_key for one in saved if one.checkpoint_key in keys}

@@ -14,7 +14,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from transforms.errors import UserError
-from transforms.model.checkpoint import SlimVariables, UnknownNetwork, find_checkpoint
+from transforms.model.checkpoint import SlimVariables, UnfitVariables, UnknownNetwork, find_checkpoint
 from transforms.model.hub import describe_module, load_module
 from transforms.model.network import Network, NetworkInfo, Outputs
 from transforms.model.options import Engine, Precision
@@ -59,11 +59,13 @@ def load_network(files: ModelFiles, engine: Engine = "auto", precision: Precisio
         if engine == "hub":
             return _graph(files, precision)
         try:
-            variables = _variables(files)
+            network = _native(_variables(files), describe_network(files), precision)
         except UnknownNetwork as error:
-            _log.info("%s: %s; its own graph runs", files.handle, error)
+            if not files.is_saved_model:
+                raise
+            level = logging.WARNING if isinstance(error, UnfitVariables) else logging.INFO
+            _log.log(level, "%s: its own graph runs, since %s", files.handle, error)
             return _graph(files, precision)
-        network = _native(variables, describe_network(files), precision)
         if engine == "native" or (precision == "float32" and not files.is_saved_model):
             return network
         return _checked(files, network)
@@ -91,7 +93,10 @@ def _graph(files: ModelFiles, precision: Precision) -> Network:
 
 def _variables(files: ModelFiles) -> SlimVariables:
     if files.is_saved_model:
-        return SlimVariables(os.path.join(files.folder, "variables", "variables"))
+        inside = os.path.join(files.folder, "variables", "variables")
+        if not os.path.isfile(f"{inside}.index"):
+            raise UnknownNetwork("its weights are constants of its graph")
+        return SlimVariables(inside)
     prefix = find_checkpoint(files.folder)
     if prefix is None:
         raise UserError("holds neither a module nor a checkpoint")

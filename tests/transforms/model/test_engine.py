@@ -73,8 +73,70 @@ def test_a_modules_weights_move_into_our_network(module: Path) -> None:
     check_close(outputs(files_at(module)), outputs(files_at(module), engine="hub"))
 
 
+@pytest.mark.parametrize("folder", ["hub_pnasnet_mobile", "slim_pnasnet_mobile"])
+def test_reference_models_give_slims_outputs_on_our_network(slim: Any, folder: str) -> None:
+    network = load_network(files_at(slim.folder / folder))
+    assert (network.engine, network.info.feature_width) == ("native", 1080)
+    _, images = slim.draw("mobile", 224)
+    slim.check("mobile", network.forward(tf.constant((images + 1) / 2))._asdict())
+
+
+def test_errors_about_a_checkpoint_name_the_handle(tmp_path: Path) -> None:
+    (tmp_path / "model.ckpt.index").write_bytes(b"not an index")
+    with pytest.raises(UserError, match=r"--model gs://bucket/model: .*no readable checkpoint"):
+        describe_network(ModelFiles("gs://bucket/model", str(tmp_path)))
+
+
+def test_a_module_without_variables_runs_on_its_own_graph(tmp_path: Path) -> None:
+    v1 = tf.compat.v1
+    with v1.Graph().as_default(), v1.Session() as session:
+        images = v1.placeholder(tf.float32, (None, 8, 8, 3))
+        features = tf.reduce_mean(images, [1, 2])
+        signatures = {
+            name: v1.saved_model.predict_signature_def({"images": images}, {"default": tensor})
+            for name, tensor in (("image_classification", 2 * features), ("image_feature_vector", features))
+        }
+        builder = v1.saved_model.Builder(str(tmp_path / "module"))
+        builder.add_meta_graph_and_variables(session, ["serve"], signatures)
+        builder.save()
+    assert not (tmp_path / "module" / "variables" / "variables.index").exists()
+    assert load_network(files_at(tmp_path / "module")).engine == "hub"
+
+
 def test_the_shipped_module_runs_on_our_network() -> None:
     assert load_network(locate_model("small")).engine == "native"
+
+
+def test_a_module_with_a_variable_of_another_shape_keeps_its_graph_and_says_so(
+    module: Path, network: keras.Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = {name: variable.numpy() for name, variable in slim_variables(network).items()}
+    weights["cell_1/prev_bn/beta"] = np.zeros(3, np.float32)
+    tf.raw_ops.SaveV2(
+        prefix=str(module / "variables" / "variables"),
+        tensor_names=list(weights),
+        shape_and_slices=[""] * len(weights),
+        tensors=list(weights.values()),
+    )
+    with (
+        caplog.at_level(logging.WARNING, logger="transforms.model.engine"),
+        pytest.raises(UserError, match="cannot be loaded"),  # the graph wants the right shape too
+    ):
+        load_network(files_at(module))
+    assert "its own graph runs, since" in caplog.text
+    assert "cell_1/prev_bn/beta (3,), not (64,)" in caplog.text
+
+
+def test_a_checkpoint_of_another_network_is_refused(checkpoint: Path) -> None:
+    tf.raw_ops.SaveV2(
+        prefix=str(checkpoint / "model.ckpt"),
+        tensor_names=["resnet/conv1/weights"],
+        shape_and_slices=[""],
+        tensors=[tf.zeros((7, 7, 3, 64))],
+    )
+    for use in (describe_network, load_network):
+        with pytest.raises(UserError, match=f"--model {checkpoint}: .*no PNASNet-5 that we know"):
+            use(files_at(checkpoint))
 
 
 def test_the_modules_own_graph_can_be_had(module: Path) -> None:
