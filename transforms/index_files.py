@@ -1,0 +1,235 @@
+"""The files of an index and how they are opened: what is damaged stops here, with one clear line.
+
+RUN/index/  index.json                  names all others; replacing it is what publishes an index
+            segment-….arrow .uris .rows side table, lookup of URIs and stored vectors of a run of rows
+            trained-….faiss             codes as they were trained, without a row
+            codes-….faiss .lists        codes of all rows, and their inverted lists where on disk
+            ranges-….npy                how stored vectors are encoded
+            queries-….npz truth-….npz   queries held out of training, and their exact neighbours
+            left-out-….npy              ids of rows that are in no result
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import blake2b
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from transforms import storage
+from transforms.errors import UserError
+from transforms.faiss_index import load_index
+from transforms.sealed import SealedFile, check_digest, check_size
+from transforms.side_table import SideFiles, SideTable
+from transforms.vector_index import Ids, VectorIndex
+from transforms.vector_store import PRECISIONS, Codec, Precision, VectorStore, plain_codec
+from transforms.vectors import Metric, Part
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Consecutive rows: of which parts, and the files with what is known of them."""
+
+    parts: tuple[Part, ...]
+    side: SealedFile
+    lookup: SealedFile
+    store: SealedFile | None
+
+    @property
+    def rows(self) -> int:
+        return sum(part.rows for part in self.parts)
+
+    @property
+    def files(self) -> tuple[SealedFile, ...]:
+        return tuple(file for file in (self.side, self.lookup, self.store) if file)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "parts": {part.name: part.rows for part in self.parts},
+            "side": self.side.to_json(),
+            "lookup": self.lookup.to_json(),
+            "store": self.store and self.store.to_json(),
+        }
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> "Segment":
+        parts = tuple(Part(str(name), int(rows)) for name, rows in values["parts"].items())
+        side, lookup = (SealedFile.from_json(values[name]) for name in ("side", "lookup"))
+        if any(part.rows < 0 for part in parts):
+            raise ValueError("a part has less than no rows")
+        return Segment(parts, side, lookup, _sealed(values["store"]))
+
+
+@dataclass(frozen=True, slots=True)
+class IndexFiles:
+    """Everything that an index is made of; row ids go through the segments in order."""
+
+    segments: tuple[Segment, ...]
+    precision: Precision | None = None
+    ranges: SealedFile | None = None
+    trained: SealedFile | None = None
+    codes: SealedFile | None = None
+    lists: SealedFile | None = None
+    coded: int = 0
+    left_out: SealedFile | None = None
+    queries: SealedFile | None = None
+    truth: SealedFile | None = None
+
+    @property
+    def rows(self) -> int:
+        return sum(segment.rows for segment in self.segments)
+
+    @property
+    def others(self) -> dict[str, SealedFile | None]:
+        """The files that belong to no segment, by what they are."""
+        return {name: getattr(self, name) for name in _OTHERS}
+
+    @property
+    def names(self) -> set[str]:
+        files = [file for segment in self.segments for file in segment.files]
+        return {file.name for file in (*files, *self.others.values()) if file}
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "segments": [segment.to_json() for segment in self.segments],
+            "precision": self.precision,
+            "coded": self.coded,
+            **{name: file and file.to_json() for name, file in self.others.items()},
+        }
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> "IndexFiles":
+        if values["precision"] not in (None, *PRECISIONS):
+            raise ValueError(f"unknown precision {values['precision']!r}")
+        return IndexFiles(
+            segments=tuple(Segment.from_json(segment) for segment in values["segments"]),
+            precision=values["precision"],
+            coded=int(values["coded"]),
+            **{name: _sealed(values[name]) for name in _OTHERS},
+        )
+
+
+_OTHERS = ("ranges", "trained", "codes", "lists", "left_out", "queries", "truth")
+
+
+def _sealed(values: dict[str, Any] | None) -> SealedFile | None:
+    return None if values is None else SealedFile.from_json(values)
+
+
+@dataclass(frozen=True, slots=True)
+class IndexFolder:
+    """RUN/index, anywhere. Remote files are copied once to a folder below `$XDG_CACHE_HOME/pnasvec`."""
+
+    uri: str
+
+    def file(self, name: str) -> str:
+        return storage.join(self.uri, name)
+
+    def open(self, file: SealedFile) -> str:
+        """A local path with that file, of the size it should have; raises `UserError`."""
+        if storage.is_local(self.uri):
+            return check_size(storage.local_path(self.file(file.name)), file)
+        path = os.path.join(self._cache, file.name)
+        if not os.path.exists(path) or os.path.getsize(path) != file.size:
+            try:
+                storage.get_file(self.file(file.name), path)
+            except storage.STORAGE_ERRORS as error:
+                raise UserError(f"{self.file(file.name)}: {storage.first_line(error)}") from error
+        return check_size(path, file)
+
+    def open_checked(self, file: SealedFile) -> str:
+        """The same for a file whose digest is to be checked now."""
+        path = self.open(file)
+        check_digest(path, file)
+        return path
+
+    @property
+    def _cache(self) -> str:
+        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        return os.path.join(base, "pnasvec", blake2b(self.uri.encode(), digest_size=10).hexdigest())
+
+    @contextmanager
+    def scratch(self) -> Iterator[str]:
+        """A local folder for files on their way; beside the index, so that they need only be moved."""
+        if not storage.is_local(self.uri):
+            with TemporaryDirectory() as folder:
+                yield folder
+            return
+        home = storage.local_path(self.uri)
+        os.makedirs(home, exist_ok=True)
+        with TemporaryDirectory(dir=home, prefix=".", suffix=".tmp") as folder:
+            yield folder
+
+
+def open_side_table(folder: IndexFolder, files: IndexFiles) -> SideTable:
+    """Raises `UserError` for files that are missing or cut off."""
+    return SideTable(
+        [
+            SideFiles(
+                folder.open(segment.side),
+                segment.side,
+                folder.open(segment.lookup),
+                segment.lookup,
+                segment.rows,
+            )
+            for segment in files.segments
+        ]
+    )
+
+
+def open_vectors(folder: IndexFolder, files: IndexFiles, metric: Metric, width: int) -> VectorIndex:
+    """Raises `UserError` for files that are missing, damaged or of another index."""
+    codes = None
+    if files.codes is not None:
+        path = folder.open_checked(files.codes)
+        if files.lists is not None:
+            folder.open(files.lists)
+        codes = load_index(path, width, files.coded)
+    usable = np.ones(files.rows, np.bool_)
+    usable[read_left_out(folder, files)] = False
+    return VectorIndex(codes, _open_store(folder, files, width), metric, usable)
+
+
+def read_left_out(folder: IndexFolder, files: IndexFiles) -> Ids:
+    """Ids of rows that are in no result: they were removed, or can't be compared."""
+    if files.left_out is None:
+        return np.empty(0, np.int64)
+    ids = read_array(folder, files.left_out)
+    if ids.dtype != np.int64 or ids.ndim != 1 or (len(ids) and not 0 <= ids.min() <= ids.max() < files.rows):
+        raise UserError(f"{folder.file(files.left_out.name)} is damaged; build the index again with --rebuild")
+    return ids
+
+
+def read_array(folder: IndexFolder, file: SealedFile) -> "np.ndarray[Any, np.dtype[Any]]":
+    """An array out of a .npy file; raises `UserError`."""
+    path = folder.open_checked(file)
+    try:
+        return np.asarray(np.load(path, allow_pickle=False))
+    except (ValueError, EOFError, OSError) as error:
+        raise UserError(f"{path} is damaged; build the index again with --rebuild") from error
+
+
+def read_codec(folder: IndexFolder, files: IndexFiles, width: int) -> Codec:
+    """How stored vectors are encoded; raises `UserError` if for another width."""
+    assert files.precision is not None
+    if files.ranges is None:
+        return plain_codec(files.precision, width)
+    ranges = read_array(folder, files.ranges)
+    if ranges.shape != (2, width) or ranges.dtype != np.float32:
+        raise UserError(f"{folder.file(files.ranges.name)} is for vectors of another width than {width:,}")
+    return Codec(files.precision, ranges[0], ranges[1])
+
+
+def _open_store(folder: IndexFolder, files: IndexFiles, width: int) -> VectorStore | None:
+    stored = [segment.store for segment in files.segments if segment.store]
+    if files.precision is None or len(stored) != len(files.segments):
+        return None
+    codec = read_codec(folder, files, width)
+    paths = [folder.open(file) for file in stored]
+    try:
+        return VectorStore(paths, [segment.rows for segment in files.segments], codec)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder.uri}: stored vectors are damaged ({error})") from error

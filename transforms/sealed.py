@@ -1,0 +1,66 @@
+"""Files of an index, with the size and the digest that they had when they were written.
+
+A size is checked before a file is opened, so what is cut off or swapped never reaches native code. A
+digest is checked once, before the file is first read, where everything in it is read anyway; the
+large ones, which are memory-mapped and hold numbers only, have none. This guards against damage, not
+against somebody who can write index.json too.
+"""
+
+import os
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+from transforms import storage
+from transforms.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class SealedFile:
+    """`name` is that in the folder of the index; `sha256` is hex, or "" where it isn't checked."""
+
+    name: str
+    size: int
+    sha256: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "size": self.size, "sha256": self.sha256}
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> "SealedFile":
+        name, size, digest = str(values["name"]), int(values["size"]), str(values["sha256"])
+        if "/" in name or name.startswith("."):
+            raise ValueError(f"{name!r} is no name of a file")
+        return SealedFile(name, size, digest)
+
+
+def seal(path: str, name: str, *, digest: bool) -> SealedFile:
+    """What to remember of a local file that is about to be stored under this name."""
+    return SealedFile(name, os.path.getsize(path), _digest(path) if digest else "")
+
+
+def check_size(path: str, file: SealedFile) -> str:
+    """The local path of a file, as it is; raises `UserError` unless it has its size."""
+    try:
+        size = os.path.getsize(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {storage.first_line(error)}") from error
+    if size != file.size:
+        raise UserError(
+            f"{path} is damaged (it has {size:,} bytes, not {file.size:,}); build the index again with --rebuild"
+        )
+    return path
+
+
+def check_digest(path: str, file: SealedFile) -> None:
+    """Raises `UserError` if the content is not what was written."""
+    if file.sha256 and _digest(path) != file.sha256:
+        raise UserError(f"{path} is damaged (its digest is another); build the index again with --rebuild")
+
+
+def _digest(path: str) -> str:
+    digest = sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
