@@ -65,7 +65,7 @@ RECIPES = (
         "ivf-rabitq",
         "IVF{lists},RaBitQ,Refine(SQ8)",
         256,
-        merge="lists on disk",
+        merge="lists end to end",
         when="by default",
         why="48 bytes an image in memory; 50 candidates, scored again, hold what the probed lists hold",
     ),
@@ -73,7 +73,7 @@ RECIPES = (
         "ivf-rabitq-128",
         "IVF{lists},RaBitQ,Refine(SQ8)",
         128,
-        merge="lists on disk",
+        merge="lists end to end",
         when="memory is short",
         why="32 bytes an image; needs more candidates",
     ),
@@ -81,7 +81,7 @@ RECIPES = (
         "ivf-pq",
         "IVF{lists},PQ32x4fs,Refine(SQ8)",
         128,
-        merge="in memory",
+        merge="lists end to end",
         when="memory is very short",
         why="24 bytes an image, fast-scan; needs still more candidates",
     ),
@@ -89,7 +89,7 @@ RECIPES = (
         "ivf-sq8",
         "IVF{lists},SQ8",
         0,
-        merge="lists on disk",
+        merge="lists end to end",
         when="named",
         why="a byte a dimension in memory, and no second file to read from",
     ),
@@ -97,7 +97,7 @@ RECIPES = (
         "ivf-fp16",
         "IVF{lists},SQfp16",
         0,
-        merge="lists on disk",
+        merge="lists end to end",
         when="named",
         why="two bytes a dimension; scores are true to three digits",
     ),
@@ -237,7 +237,8 @@ def sample_rows(recipe: Recipe, count: int, width: int, memory: int) -> int:
     """Vectors to train on: what the lists want, and no more than memory takes."""
     if not recipe.codes:
         return 0
-    ivf = faiss.try_extract_index_ivf(new_index(recipe, width, "l2"))
+    index = new_index(recipe, width, "l2")  # which owns what is taken out of it
+    ivf = faiss.try_extract_index_ivf(index)
     wanted = max(_PROJECTION_ROWS, _POINTS_A_LIST * ivf.nlist if ivf else 0)
     kept = ivf.d if ivf and _PROJECTED.fullmatch(recipe.codes) else width
     return min(count, wanted, memory // _SAMPLE_SHARE // (4 * kept))
@@ -281,40 +282,56 @@ def _fit_transform(transform: faiss.LinearTransform, sample: Vectors, *, centred
     transform.is_trained = True
 
 
-def merge_indexes(trained: faiss.Index, files: Sequence[str], lists_file: str) -> faiss.Index:
-    """Everything in those index files, into the trained one, whose lists go to `lists_file`.
-
-    Lists are copied from file to file, memory-mapped; only fast-scan's are merged in memory.
-    """
-    parts = [faiss.read_index(file, faiss.IO_FLAG_MMAP | faiss.IO_FLAG_ONDISK_SAME_DIR) for file in files]
-    ivf = faiss.extract_index_ivf(trained)
-    if isinstance(faiss.downcast_InvertedLists(ivf.invlists), faiss.BlockInvertedLists):
-        for part in parts:
-            faiss.merge_into(trained, part, False)
-        return trained
-    lists = faiss.OnDiskInvertedLists(ivf.nlist, ivf.code_size, lists_file)
-    sources = faiss.InvertedListsPtrVector()
-    for part in parts:
-        sources.push_back(faiss.extract_index_ivf(part).invlists)
-    trained.ntotal = ivf.ntotal = lists.merge_from_multiple(sources.data(), sources.size(), False)
-    ivf.replace_invlists(lists, True)
-    lists.this.disown()
+def merge_indexes(trained: faiss.Index, files: Sequence[str]) -> faiss.Index:
+    """The trained index with everything in those index files; takes its size in memory and that of a file."""
+    for file in files:
+        faiss.merge_into(trained, faiss.read_index(file), False)
     return trained
 
 
-def load_index(file: str, width: int, count: int) -> faiss.Index:
-    """An index file, its lists memory-mapped; raises `UserError` if it is damaged or another index."""
-    flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_ONDISK_SAME_DIR
-    try:
-        index = faiss.read_index(file, flags)
-    except (RuntimeError, MemoryError) as error:
-        raise UserError(f"{file} is damaged; build the index again with --rebuild") from error
+def load_index(files: Sequence[str], width: int, count: int) -> faiss.Index:
+    """One index of several files with lists of the same kind; raises `UserError` if one is damaged.
+
+    Lists are memory-mapped, except those of fast-scan; nothing is read in before it is searched.
+    """
+    parts = [_read(file) for file in files]
+    index = parts[0]
+    if len(parts) > 1:
+        _stack_lists(index, parts)
     if index.d != width or index.ntotal != count or not index.is_trained:
         raise UserError(
-            f"{file} holds {index.ntotal:,} vectors of {index.d}, not {count:,} of {width};"
+            f"{files[0]} holds {index.ntotal:,} vectors of {index.d:,}, not {count:,} of {width:,};"
             " build the index again with --rebuild"
         )
     return index
+
+
+def _read(file: str) -> faiss.Index:
+    try:
+        index = faiss.read_index(file, faiss.IO_FLAG_MMAP)
+        ivf = faiss.try_extract_index_ivf(index)
+        if ivf is not None:
+            lists = faiss.downcast_InvertedLists(ivf.invlists)
+            if isinstance(lists, faiss.OnDiskInvertedLists):
+                lists.prefetch_nthread = 0  # its threads, started for each search, cost 1 ms
+        if ivf is not None and ivf.invlists.compute_ntotal() != index.ntotal:
+            raise RuntimeError("its lists hold another number of vectors")
+    except (RuntimeError, MemoryError) as error:
+        raise UserError(f"{file} is damaged; build the index again with --rebuild") from error
+    return index
+
+
+def _stack_lists(index: faiss.Index, parts: Sequence[faiss.Index]) -> None:
+    """Let the first index search the lists of them all, as if they were one."""
+    ivfs = [faiss.extract_index_ivf(part) for part in parts]
+    pointers = faiss.InvertedListsPtrVector()
+    for ivf in ivfs:
+        pointers.push_back(ivf.invlists)
+    stacked = faiss.HStackInvertedLists(pointers.size(), pointers.data())
+    ivfs[0].own_invlists = False
+    ivfs[0].replace_invlists(stacked, False)
+    index.ntotal = ivfs[0].ntotal = sum(part.ntotal for part in parts)
+    index.referenced_objects = [stacked, *ivfs, *parts[1:]]
 
 
 def most_effort(index: faiss.Index) -> int:

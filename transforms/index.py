@@ -114,6 +114,11 @@ class Filled:
             "peak_mb": self.peak_mb,
         }
 
+    @property
+    def coded(self) -> int:
+        """Rows that have codes."""
+        return self.segment.rows - len({*self.unusable, *self.removed})
+
     @staticmethod
     def from_json(values: dict[str, Any]) -> "Filled":
         return Filled(
@@ -348,7 +353,7 @@ class _SegmentWriter:
         uri_lookup(uris).tofile(f"{self._path}.uris")
         if self._codes is not None:
             faiss.write_index(self._codes, f"{self._path}.faiss")
-            codes = put(job.folder, f"{self._path}.faiss", digest=False)
+            codes = put(job.folder, f"{self._path}.faiss")
         truth = self._put_truth() if job.recipe.codes else None
         segment = Segment(
             self._task.parts,
@@ -410,27 +415,27 @@ def merge_and_measure(filled: Sequence[Filled], trained: Trained, job: BuildJob)
 
 
 def _merge_codes(files: IndexFiles, filled: Sequence[Filled], scratch: str, job: BuildJob) -> IndexFiles:
+    """One file of codes; where that is more than memory takes, those of the segments stay as they are."""
+    parts = (*job.previous.codes, *(one.codes for one in filled if one.codes))
+    coded = job.previous.coded + sum(one.coded for one in filled)
+    if job.recipe.is_mergeable and sum(part.size for part in parts) > job.memory:
+        return replace(files, codes=parts, coded=coded)
+    path = os.path.join(scratch, f"codes-{job.key}.faiss")
+    faiss.write_index(_merged(files, filled, parts, job), path)
+    return replace(files, codes=(put(job.folder, path),), coded=coded)
+
+
+def _merged(
+    files: IndexFiles, filled: Sequence[Filled], parts: Sequence[SealedFile], job: BuildJob
+) -> faiss.Index:
     assert files.trained is not None
-    name = os.path.join(scratch, f"codes-{job.key}")
-    lists = None
     if job.recipe.is_mergeable:
-        before = [job.previous.codes] if job.previous.codes else []
-        if before and job.previous.lists:
-            job.folder.open(job.previous.lists)
-        paths = [job.folder.open(file) for file in (*before, *(one.codes for one in filled)) if file]
         trained = faiss.read_index(job.folder.open_checked(files.trained))
-        index = merge_indexes(trained, paths, f"{name}.lists")
-    else:
-        start = job.previous.codes or files.trained
-        index = faiss.read_index(job.folder.open_checked(start))
-        for one in filled:
-            _add_all(index, one, job)
-    faiss.write_index(index, f"{name}.faiss")
-    coded = index.ntotal
-    del index
-    if os.path.exists(f"{name}.lists"):
-        lists = put(job.folder, f"{name}.lists", digest=False)
-    return replace(files, codes=put(job.folder, f"{name}.faiss"), lists=lists, coded=coded)
+        return merge_indexes(trained, [job.folder.open_checked(part) for part in parts])
+    index = faiss.read_index(job.folder.open_checked((*job.previous.codes, files.trained)[0]))
+    for one in filled:
+        _add_all(index, one, job)
+    return index
 
 
 def _add_all(index: faiss.Index, filled: Filled, job: BuildJob) -> None:

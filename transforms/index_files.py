@@ -3,7 +3,7 @@
 RUN/index/  index.json                  names all others; replacing it is what publishes an index
             segment-….arrow .uris .rows side table, lookup of URIs and stored vectors of a run of rows
             trained-….faiss             codes as they were trained, without a row
-            codes-….faiss .lists        codes of all rows, and their inverted lists where on disk
+            codes-….faiss               codes of all rows; several where they are more than memory holds
             ranges-….npy                how stored vectors are encoded
             queries-….npz truth-….npz   queries held out of training, and their exact neighbours
             left-out-….npy              ids of rows that are in no result
@@ -71,8 +71,7 @@ class IndexFiles:
     precision: Precision | None = None
     ranges: SealedFile | None = None
     trained: SealedFile | None = None
-    codes: SealedFile | None = None
-    lists: SealedFile | None = None
+    codes: tuple[SealedFile, ...] = ()
     coded: int = 0
     left_out: SealedFile | None = None
     queries: SealedFile | None = None
@@ -90,12 +89,13 @@ class IndexFiles:
     @property
     def names(self) -> set[str]:
         files = [file for segment in self.segments for file in segment.files]
-        return {file.name for file in (*files, *self.others.values()) if file}
+        return {file.name for file in (*files, *self.codes, *self.others.values()) if file}
 
     def to_json(self) -> dict[str, Any]:
         return {
             "segments": [segment.to_json() for segment in self.segments],
             "precision": self.precision,
+            "codes": [file.to_json() for file in self.codes],
             "coded": self.coded,
             **{name: file and file.to_json() for name, file in self.others.items()},
         }
@@ -107,12 +107,13 @@ class IndexFiles:
         return IndexFiles(
             segments=tuple(Segment.from_json(segment) for segment in values["segments"]),
             precision=values["precision"],
+            codes=tuple(SealedFile.from_json(file) for file in values["codes"]),
             coded=int(values["coded"]),
             **{name: _sealed(values[name]) for name in _OTHERS},
         )
 
 
-_OTHERS = ("ranges", "trained", "codes", "lists", "left_out", "queries", "truth")
+_OTHERS = ("ranges", "trained", "left_out", "queries", "truth")
 
 
 def _sealed(values: dict[str, Any] | None) -> SealedFile | None:
@@ -183,11 +184,8 @@ def open_side_table(folder: IndexFolder, files: IndexFiles) -> SideTable:
 def open_vectors(folder: IndexFolder, files: IndexFiles, metric: Metric, width: int) -> VectorIndex:
     """Raises `UserError` for files that are missing, damaged or of another index."""
     codes = None
-    if files.codes is not None:
-        path = folder.open_checked(files.codes)
-        if files.lists is not None:
-            folder.open(files.lists)
-        codes = load_index(path, width, files.coded)
+    if files.codes:
+        codes = load_index([folder.open_checked(file) for file in files.codes], width, files.coded)
     usable = np.ones(files.rows, np.bool_)
     usable[read_left_out(folder, files)] = False
     return VectorIndex(codes, _open_store(folder, files, width), metric, usable)

@@ -1,9 +1,9 @@
 """Files of an index, with the size and the digest that they had when they were written.
 
-A size is checked before a file is opened, so what is cut off or swapped never reaches native code. A
-digest is checked once, before the file is first read, where everything in it is read anyway; the
-large ones, which are memory-mapped and hold numbers only, have none. This guards against damage, not
-against somebody who can write index.json too.
+A size is checked before a file is opened, so what is cut off never reaches native code. The digest of
+a file of at most 256 MiB is checked before it is first read, which takes 0.2 s at most; larger ones are
+memory-mapped and would have to be read in for it. This guards against damage, not against somebody
+who can write index.json too.
 """
 
 import os
@@ -13,6 +13,8 @@ from typing import Any
 
 from transforms import storage
 from transforms.errors import UserError
+
+_DIGESTED_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +37,12 @@ class SealedFile:
 
 
 def seal(path: str, name: str, *, digest: bool) -> SealedFile:
-    """What to remember of a local file that is about to be stored under this name."""
-    return SealedFile(name, os.path.getsize(path), _digest(path) if digest else "")
+    """What to remember of a local file that is about to be stored under this name.
+
+    Without `digest` it holds plain numbers, any of which is a valid one.
+    """
+    size = os.path.getsize(path)
+    return SealedFile(name, size, _digest(path) if digest and size <= _DIGESTED_BYTES else "")
 
 
 def check_size(path: str, file: SealedFile) -> str:
