@@ -53,7 +53,7 @@ class VectorIndex:
         self._codes = codes
         self._store = store
         self._metric = metric
-        self._usable = usable
+        self.usable = usable
 
     @property
     def most_effort(self) -> int | None:
@@ -68,7 +68,7 @@ class VectorIndex:
         self, queries: Vectors, k: int, setting: SearchSetting, allowed: Mask | None = None
     ) -> Hits:
         """The k best rows for each of (n, D) prepared queries, among those `allowed` (rows,) bool."""
-        mask = self._usable if allowed is None else self._usable & allowed
+        mask = self.usable if allowed is None else self.usable & allowed
         rows = int(np.count_nonzero(mask))
         k = min(k, rows)
         if not k or not len(queries):
@@ -101,15 +101,18 @@ class VectorIndex:
             distances[short], ids[short] = search_codes(
                 self._codes, queries[short], count, min(effort, most), bits
             )
-        ids[(ids < 0) | (ids >= len(self._usable))] = -1
+        ids[(ids < 0) | (ids >= len(self.usable))] = -1
         return Hits(distances, ids)
 
     def _rescore(self, queries: Vectors, candidates: Ids, k: int) -> Hits:
         scores = np.empty(candidates.shape, np.float32)
-        step = max(1, _CACHE_BYTES // (candidates.shape[1] * queries.shape[1] * 4))
-        for start in range(0, len(queries), step):
-            chosen = slice(start, start + step)
-            scores[chosen] = self._scores(queries[chosen], candidates[chosen])
+        rows = max(1, _CACHE_BYTES // (queries.shape[1] * 4))
+        columns = min(rows, candidates.shape[1])
+        for start in range(0, len(queries), max(1, rows // columns)):
+            some = slice(start, start + max(1, rows // columns))
+            for first in range(0, candidates.shape[1], columns):
+                few = slice(first, first + columns)
+                scores[some, few] = self._scores(queries[some], candidates[some, few])
         order = np.argsort(scores if self._metric == "l2" else -scores, axis=1, kind="stable")[:, :k]
         ids = np.take_along_axis(candidates, order, axis=1)
         return Hits(np.take_along_axis(scores, order, axis=1), ids)
@@ -124,7 +127,7 @@ class VectorIndex:
         else:
             scores = np.matmul(rows, queries[:, :, None])[:, :, 0]
         scores[ids < 0] = np.inf if self._metric == "l2" else -np.inf
-        return scores
+        return np.asarray(scores, np.float32)
 
     def _scan(self, queries: Vectors, k: int, ids: Ids | None) -> Hits:
         """Compare with every row, or with those of these ids."""

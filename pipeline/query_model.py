@@ -1,0 +1,38 @@
+"""A query image to a vector, exactly as the run's own images were: its model, its preprocessing.
+
+Importing this imports TensorFlow; nothing else on the query side does.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from transforms.errors import ImageFailure, UserError
+from transforms.fetch import FetchLimits, fetch_image
+from transforms.image import Preprocessing, decode_pixels, read_header
+from transforms.model.embedder import EmbedderSettings, load_embedder
+from transforms.vectors import Vectors
+
+
+class QueryModel:
+    """The model of a run, loaded once."""
+
+    def __init__(self, identity: Mapping[str, Any]) -> None:
+        """Raises `UserError` if the model can't be found here, or is not the one of the run."""
+        how, model = identity["preprocessing"], identity["model"]
+        self._preprocessing = Preprocessing(
+            how["height"], how["width"], how["resize"], allow_truncated=how["allow_truncated"]
+        )
+        self._embedder = load_embedder(EmbedderSettings(model["handle"], model["digest"], batch_size=1, top_k=1))
+
+    def vector(self, image: bytes | str) -> Vectors:
+        """(1, D) float32 of an image, by its bytes or its URI; raises `UserError` if it can't be embedded."""
+        name = image if isinstance(image, str) else "the query image"
+        try:
+            data = fetch_image(image, FetchLimits()).data if isinstance(image, str) else image
+            pixels = decode_pixels(data, read_header(data, self._preprocessing), self._preprocessing).pixels
+            outcome = self._embedder.embed([pixels])
+            for _, error in outcome.rejected:
+                raise error
+        except ImageFailure as error:
+            raise UserError(f"{name}: {error}") from error
+        return outcome.batch.vectors
