@@ -106,25 +106,25 @@ class SideTable:
     def find(self, uris: Sequence[str]) -> Ids:
         """(n,) row ids, -1 for a URI that has no row."""
         found = np.full(len(uris), -1, np.int64)
+        texts = np.array(uris, dtype=object)
         hashes = hash_uris(uris)
         for part in range(len(self._segments)):
             left = np.flatnonzero(found < 0)
-            if not len(left):
-                break
-            for at, row in self._matches(part, hashes[left]):
-                if self._table(part)["uri"][row].as_py() == uris[left[at]]:
-                    found[left[at]] = self._starts[part] + row
+            for at, rows in self._matches(part, hashes[left]):
+                same = self._table(part)["uri"].take(pa.array(rows)).to_numpy() == texts[left[at]]
+                found[left[at[same]]] = self._starts[part] + rows[same]
         return found
 
-    def _matches(self, part: int, hashes: NDArray[np.uint64]) -> Iterator[tuple[int, int]]:
-        """Position and row of each hash that the segment has; equal hashes are all tried."""
-        lookup = self._lookup(part)
+    def _matches(self, part: int, hashes: NDArray[np.uint64]) -> Iterator[tuple[Ids, Ids]]:
+        """Positions of hashes that the segment has, and their rows; once more where hashes are equal."""
+        lookup, rows = self._lookup(part), self._segments[part].rows
         first = np.searchsorted(lookup["hash"], hashes, side="left")
         last = np.searchsorted(lookup["hash"], hashes, side="right")
-        for position in np.flatnonzero(last > first):
-            for row in lookup["row"][first[position] : last[position]]:
-                if row < self._segments[part].rows:
-                    yield int(position), int(row)
+        while len(at := np.flatnonzero(last > first)):
+            chosen = lookup["row"][first[at]].astype(np.int64)
+            valid = chosen < rows
+            yield at[valid], chosen[valid]
+            first += 1
 
     def tables(self) -> Iterator[tuple[int, pa.Table]]:
         """Each segment's first row id and its rows."""
