@@ -26,7 +26,9 @@ def run_bulk(flags: argparse.Namespace, beam_flags: dict[str, Any]) -> int:
         console.print(f"pnasvec: the job failed: {error}")
         return JOB_FAILED
     seconds = time.monotonic() - start
-    console.print(f"{outcome.queries:,} queries in {seconds:,.1f} s ({outcome.queries / seconds:,.0f} queries/s)")
+    console.print(
+        f"{outcome.queries:,} queries in {seconds:,.1f} s ({outcome.queries / seconds:,.0f} queries/s)"
+    )
     if outcome.failed:
         console.print(f"{outcome.failed:,} query images failed, such as:")
         for uri, reason in outcome.examples:

@@ -26,7 +26,8 @@ _PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy"
+  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <title>Similar to {name}</title>
 <style>
 :root {{ color-scheme: light dark; font: 14px/1.4 system-ui, sans-serif }}
@@ -36,9 +37,10 @@ h1 {{ font-size: 20px; margin: 0 0 4px }}
 ol {{ list-style: none; margin: 0; padding: 0; display: grid; gap: 20px;
      grid-template-columns: repeat(auto-fill, minmax(200px, 1fr)) }}
 figure {{ margin: 0 }}
-img, .none {{ width: 100%; aspect-ratio: 1; object-fit: cover; border-radius: 8px; background: #8883; display: block }}
+img, .none {{ width: 100%; aspect-ratio: 1; object-fit: cover; border-radius: 8px; background: #8883;
+     display: block }}
 header img, header .none {{ width: 160px }}
-.none {{ display: grid; place-content: center; padding: 12px; box-sizing: border-box; text-align: center; opacity: .7 }}
+.none {{ display: grid; place-content: center; padding: 12px; box-sizing: border-box; opacity: .7 }}
 figcaption {{ margin-top: 6px; display: grid; grid-template-columns: auto 1fr; gap: 0 8px }}
 .score {{ font-variant-numeric: tabular-nums; font-weight: 600 }}
 .uri {{ grid-column: 1 / -1; font-size: 12px; opacity: .7; overflow-wrap: anywhere }}
@@ -81,11 +83,12 @@ def sheet(query: str, matches: Sequence[Match]) -> str:
 
 
 def _card(match: Match, picture: str) -> str:
-    label = "" if match.label is None else escape(match.label)
-    return (
-        f'<li><figure title="{escape(match.uri)}">{picture}<figcaption><span class="score">{match.score:.3f}</span>'
-        f'<span>{label}</span><span class="uri">{escape(match.uri.rsplit("/", 1)[-1])}</span></figcaption></figure>'
+    name, label = escape(match.uri.rsplit("/", 1)[-1]), escape(match.label or "")
+    caption = (
+        f'<span class="score">{match.score:.3f}</span><span>{label}</span><span class="uri">{name}</span>'
     )
+    title = escape(match.uri)
+    return f'<li><figure title="{title}">{picture}<figcaption>{caption}</figcaption></figure>'
 
 
 def _picture(uri: str) -> str:

@@ -63,9 +63,13 @@ def advices(manifest: IndexManifest) -> list[str]:
     """When to build anew, and why."""
     told, drift = [], manifest.last_build.drift
     if drift is not None and drift > _DRIFT:
-        told.append(f"What was added lies {drift:.2f} times as far from the lists: --rebuild would fit them to it.")
+        told.append(
+            f"What was added lies {drift:.2f} times as far from the lists: --rebuild would fit them to it."
+        )
     if manifest.files.rows > _GROWTH * manifest.trained_rows:
-        told.append(f"It was made for {manifest.trained_rows:,} images: --rebuild would choose for as many as now.")
+        told.append(
+            f"It was made for {manifest.trained_rows:,} images: --rebuild would choose for as many as now."
+        )
     if manifest.removed > _GARBAGE * manifest.files.rows:
         told.append(f"{manifest.removed:,} removed images still take room: --rebuild would free it.")
     return told
@@ -81,4 +85,6 @@ def show_shortfall(console: Console, manifest: IndexManifest, wanted: float) -> 
         bytes_ = cost(recipe, rows, width)
         total = (bytes_.memory + bytes_.disk) / rows
         sure = "recall 1" if text == "exact" else "up to what its lists hold"
-        console.print(f"  --rebuild --recipe {text}: {total:,.0f} bytes an image, {total * rows / 1e6:,.0f} MB, {sure}")
+        console.print(
+            f"  --rebuild --recipe {text}: {total:,.0f} bytes an image, {total * rows / 1e6:,.0f} MB, {sure}"
+        )

@@ -42,15 +42,21 @@ def add_flags(parser: Parser) -> Parser:
     parser.description = "Find the images most like an image, an indexed URI or a vector."
     parser.epilog = "docs/index-and-search.md explains every flag."
     parser.add_argument("run", metavar="RUN", help="the run folder, with an index")
-    parser.add_argument("image", metavar="IMAGE", nargs="?", help="path or URI; a new one goes through the model")
+    parser.add_argument(
+        "image", metavar="IMAGE", nargs="?", help="path or URI; a new one goes through the model"
+    )
     parser.add_argument("--uri", help="an indexed image; no model is loaded")
     parser.add_argument("--vector", metavar="FILE", help="a vector, as .npy or as a JSON list")
     parser.add_argument("-k", type=int, default=10, metavar="N", help="results")
-    parser.add_argument("--where", metavar="SQL", help="a condition, such as \"label = 'tabby' and width > 512\"")
+    parser.add_argument(
+        "--where", metavar="SQL", help="a condition, such as \"label = 'tabby' and width > 512\""
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--html", metavar="FILE", help="write a contact sheet with thumbnails")
     parser.add_argument("--open", action="store_true", help="open a contact sheet in the browser")
-    parser.add_argument("--queries", metavar="LIST", help="a list, folder or glob of query images; a Beam job")
+    parser.add_argument(
+        "--queries", metavar="LIST", help="a list, folder or glob of query images; a Beam job"
+    )
     parser.add_argument("--output", metavar="FILE", help="write query_uri, rank, uri, score as Parquet")
     parser.add_argument("--verbose", action="store_true", help="show tracebacks, and what libraries log")
     return parser

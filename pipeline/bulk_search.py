@@ -101,7 +101,11 @@ def _build(
         | ReadRefs(_URIS)
         | "Split" >> beam.ParDo(_Split(config.run)).with_outputs("new", main="indexed")
     )
-    known = split.indexed | "SpreadIndexed" >> beam.Reshuffle() | "SearchIndexed" >> beam.ParDo(_SearchIndexed(config, output))
+    known = (
+        split.indexed
+        | "SpreadIndexed" >> beam.Reshuffle()
+        | "SearchIndexed" >> beam.ParDo(_SearchIndexed(config, output))
+    )
     embedder, load = _model(manifest, config.threads)
     new = (
         split.new
@@ -130,7 +134,9 @@ def _model(manifest: IndexManifest, threads: int) -> tuple[EmbedderSettings, Loa
     )
 
 
-def hits_table(index: SimilarityIndex, queries: Sequence[str], vectors: Vectors, config: BulkConfig) -> pa.Table:
+def hits_table(
+    index: SimilarityIndex, queries: Sequence[str], vectors: Vectors, config: BulkConfig
+) -> pa.Table:
     """query_uri, rank, uri, score of (n, D) vectors, query after query."""
     hits = index.search(vectors, config.k, config.where)
     there = hits.ids >= 0
@@ -232,15 +238,21 @@ class _SearchNew(beam.DoFn):  # type: ignore[misc]
             yield self._answer(self._open.pop(shard.name))
 
     def _answer(self, rows: Sequence[EmbeddedImage | Failure]) -> Group:
-        embedded = sorted((row for row in rows if isinstance(row, EmbeddedImage)), key=lambda row: row.ref.index)
-        failed = tuple((row.ref.uri, f"{row.error}: {row.message}") for row in rows if isinstance(row, Failure))
+        embedded = sorted(
+            (row for row in rows if isinstance(row, EmbeddedImage)), key=lambda row: row.ref.index
+        )
+        failed = tuple(
+            (row.ref.uri, f"{row.error}: {row.message}") for row in rows if isinstance(row, Failure)
+        )
         uris = [row.ref.uri for row in embedded]
         if embedded:
             vectors = np.stack([row.vector for row in embedded])
             table = hits_table(self._index, uris, vectors, self._config)
         else:
             table = hits_schema().empty_table()
-        return Group(_write_group(self._output, table, [*uris, *(uri for uri, _ in failed)]), len(uris), failed)
+        return Group(
+            _write_group(self._output, table, [*uris, *(uri for uri, _ in failed)]), len(uris), failed
+        )
 
     def finish_bundle(self) -> None:
         if self._open:

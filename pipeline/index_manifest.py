@@ -116,7 +116,9 @@ def load_index_manifest(run: RunFolder) -> IndexManifest | None:
     try:
         return IndexManifest.from_json(values)
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{uri} is damaged ({type(error).__name__}: {error}); build it again with --rebuild") from error
+        raise UserError(
+            f"{uri} is damaged ({type(error).__name__}: {error}); build it again with --rebuild"
+        ) from error
 
 
 def publish(run: RunFolder, manifest: IndexManifest) -> None:

@@ -1,7 +1,7 @@
 """THE picture of an index: from the files of `embeddings/` to what `index.json` names.
 
-    parts ─ train ─ codes without rows, ranges, queries ──┬──────────────┐
-    tasks ─ Reshuffle ─ fill a segment each, in parallel ─┴─ merge, measure ─ publish
+parts ─ train ─ codes without rows, ranges, queries ──┬──────────────┐
+tasks ─ Reshuffle ─ fill a segment each, in parallel ─┴─ merge, measure ─ publish
 """
 
 import json
@@ -95,7 +95,9 @@ def index(config: IndexConfig, options: PipelineOptions, console: Console) -> In
         sweep(run, plan.before.files.names if plan.before else set(), plan.job.key)
         if plan.tasks:
             build_pipeline(pipeline, plan)
-            execute(pipeline, options, partial(indexing_shown, console, sum(part.rows for part in plan.parts)))
+            execute(
+                pipeline, options, partial(indexing_shown, console, sum(part.rows for part in plan.parts))
+            )
         manifest = load_index_manifest(run)
         if manifest is None:
             raise JobFailed(f"the engine ended without an index in {plan.job.folder.uri}")
@@ -130,7 +132,9 @@ def _before(run: RunFolder, config: IndexConfig, identity: Any) -> IndexManifest
     if before.identity != identity:
         raise UserError(f"{run.uri}: the index was built from other embeddings; say --rebuild")
     if config.metric not in (None, before.metric):
-        raise UserError(f"{run.uri} has an index by {before.metric}; say --rebuild to have one by {config.metric}")
+        raise UserError(
+            f"{run.uri} has an index by {before.metric}; say --rebuild to have one by {config.metric}"
+        )
     wanted = config.recipe and parse_recipe(config.recipe, before.trained_rows, before.width, before.metric)
     if wanted and wanted.text != before.recipe:
         raise UserError(f"{run.uri} has an index {before.recipe}; say --rebuild to have {wanted.text}")
@@ -262,7 +266,9 @@ def publish_built(built: Built, plan: IndexPlan) -> None:
         trained_rows=before.trained_rows if before else rows,
         list_distance=built.list_distance,
         built=now(),
-        last_build=LastBuild(added, round(time.time() - plan.started, 3), round(built.peak_mb, 1), built.drift),
+        last_build=LastBuild(
+            added, round(time.time() - plan.started, 3), round(built.peak_mb, 1), built.drift
+        ),
     )
     publish(plan.run, manifest)
     sweep(plan.run, manifest.files.names, "")

@@ -22,7 +22,9 @@ class QueryModel:
         self._preprocessing = Preprocessing(
             how["height"], how["width"], how["resize"], allow_truncated=how["allow_truncated"]
         )
-        self._embedder = load_embedder(EmbedderSettings(model["handle"], model["digest"], batch_size=1, top_k=1))
+        self._embedder = load_embedder(
+            EmbedderSettings(model["handle"], model["digest"], batch_size=1, top_k=1)
+        )
 
     def vector(self, image: bytes | str) -> Vectors:
         """(1, D) float32 of an image, by its bytes or its URI; raises `UserError` if it can't be embedded."""

@@ -17,7 +17,6 @@ from pipeline.progress import shown
 from pipeline.run_folder import RunFolder, locked
 from pipeline.runners import new_pipeline
 from transforms import storage
-from transforms.errors import UserError
 from transforms.image import Preprocessing
 from transforms.load import LoadSettings
 from transforms.model.embedder import EmbedderSettings

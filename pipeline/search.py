@@ -46,7 +46,9 @@ class Match:
 class SimilarityIndex:
     """What `pnasvec index` built, opened to be queried; from any number of threads."""
 
-    def __init__(self, run: RunFolder, manifest: IndexManifest, vectors: VectorIndex, images: SideTable) -> None:
+    def __init__(
+        self, run: RunFolder, manifest: IndexManifest, vectors: VectorIndex, images: SideTable
+    ) -> None:
         self.run = run
         self.manifest = manifest
         self._vectors = vectors
@@ -81,7 +83,7 @@ class SimilarityIndex:
         return self.similar_by_vector(self._model.vector(image)[0], k, where)
 
     def similar_by_uri(self, uri: str, k: int = 10, where: str | None = None) -> list[Match]:
-        """The k images most like an indexed one, which is the first of them; raises `UserError` if not indexed."""
+        """The k images most like an indexed one, itself the first; raises `UserError` if it isn't indexed."""
         found = self.find([uri, storage.resolve(uri, ".")])
         if (found < 0).all():
             raise UserError(f"{uri} is not in the index of {self.run.uri}")
@@ -100,7 +102,8 @@ class SimilarityIndex:
             raise UserError(f"k must be at least 1, not {k}")
         if vectors.ndim != 2 or vectors.shape[1] != self.manifest.width:
             raise UserError(
-                f"the index of {self.run.uri} has vectors of {self.manifest.width:,}, the query {vectors.shape[-1]:,}"
+                f"the index of {self.run.uri} has vectors of {self.manifest.width:,} numbers,"
+                f" the query has {vectors.shape[-1]:,}"
             )
         prepared = prepare(vectors, self.manifest.metric)
         if not prepared.usable.all():
@@ -169,7 +172,9 @@ def _published(run: RunFolder) -> IndexManifest:
 def _open(run: RunFolder, manifest: IndexManifest) -> SimilarityIndex:
     embedded = load_manifest(run)
     if embedded is not None and embedded.identity != manifest.identity:
-        raise UserError(f"{run.uri}: the index was built from other embeddings; build it again with --rebuild")
+        raise UserError(
+            f"{run.uri}: the index was built from other embeddings; build it again with --rebuild"
+        )
     folder = index_folder(run)
     images = open_side_table(folder, manifest.files)
     vectors = open_vectors(folder, manifest.files, manifest.metric, manifest.width)

@@ -13,7 +13,7 @@ _ID = "__row_id"
 
 
 def rows_where(condition: str, side_table: SideTable) -> NDArray[np.bool_]:
-    """(rows,) bool: true where the condition is; raises `UserError` if it is no condition on these columns."""
+    """(rows,) bool: where the condition is true; raises `UserError` if it is none on these columns."""
     mask = np.zeros(len(side_table), np.bool_)
     with duckdb.connect(":memory:", config=_CLOSED) as connection:
         statement = _statement(connection, condition)
@@ -28,7 +28,7 @@ def rows_where(condition: str, side_table: SideTable) -> NDArray[np.bool_]:
     return mask
 
 
-_CLOSED = {
+_CLOSED: dict[str, str | bool | int | float | list[str]] = {
     "enable_external_access": "false",
     "autoinstall_known_extensions": "false",
     "autoload_known_extensions": "false",

@@ -171,7 +171,9 @@ def parse_recipe(text: str, count: int, width: int, metric: Metric) -> Recipe:
     try:
         new_index(recipe, width, metric)
     except RuntimeError as error:
-        raise UserError(f"--recipe {text}: FAISS can't build it for vectors of {width}; known are {known}") from error
+        raise UserError(
+            f"--recipe {text}: FAISS can't build it for vectors of {width}; known are {known}"
+        ) from error
     return recipe
 
 

@@ -46,7 +46,7 @@ class BuildJob:
     width: int
     memory: int
     min_recall: float
-    previous: IndexFiles = IndexFiles(())
+    previous: IndexFiles
     removed_uris: frozenset[str] = frozenset()
 
 
@@ -125,7 +125,8 @@ class Filled:
             values["number"],
             values["first"],
             Segment.from_json(values["segment"]),
-            *(SealedFile.from_json(values[name]) if values[name] else None for name in ("codes", "truth")),
+            SealedFile.from_json(values["codes"]) if values["codes"] else None,
+            SealedFile.from_json(values["truth"]) if values["truth"] else None,
             tuple(values["unusable"]),
             tuple(values["removed"]),
             values["list_distance"],
@@ -169,7 +170,9 @@ class FillSegments(beam.PTransform):  # type: ignore[misc]
 
     def expand(self, tasks: beam.PCollection) -> beam.PCollection:
         trained = beam.pvalue.AsSingleton(self._trained)
-        return tasks | "SpreadTasks" >> beam.Reshuffle() | "Fill" >> beam.Map(fill_segment, trained, self._job)
+        return (
+            tasks | "SpreadTasks" >> beam.Reshuffle() | "Fill" >> beam.Map(fill_segment, trained, self._job)
+        )
 
 
 class MergeIndex(beam.PTransform):  # type: ignore[misc]
@@ -259,7 +262,7 @@ def _prepared(vectors: Vectors, job: BuildJob) -> Vectors:
     """Raises `UserError` for vectors of another width than the run's."""
     if vectors.shape[1] != job.width:
         raise UserError(
-            f"{job.embeddings}: a file holds vectors of {vectors.shape[1]:,}, the run's are {job.width:,} wide"
+            f"{job.embeddings}: a file holds vectors of {vectors.shape[1]:,}, the run's are {job.width:,}"
         )
     return prepare(vectors, job.metric).vectors
 
@@ -373,7 +376,6 @@ class _SegmentWriter:
             peak_mb=_peak_mb(),
         )
 
-
     def _put_truth(self) -> SealedFile:
         truth = self._truth.hits()
         save_arrays(f"{self._path}.npz", truth.ids, truth.scores)
@@ -391,11 +393,12 @@ def merge_and_measure(filled: Sequence[Filled], trained: Trained, job: BuildJob)
     filled = sorted(filled, key=lambda one: one.number)
     segments = (*job.previous.segments, *(one.segment for one in filled))
     left_out = np.concatenate(
-        [read_left_out(job.folder, job.previous), *(np.array((*one.unusable, *one.removed), np.int64) for one in filled)]
+        [
+            read_left_out(job.folder, job.previous),
+            *(np.array((*one.unusable, *one.removed), np.int64) for one in filled),
+        ]
     )
-    files = IndexFiles(
-        segments, job.recipe.store, trained.ranges, trained.codes, queries=trained.queries
-    )
+    files = IndexFiles(segments, job.recipe.store, trained.ranges, trained.codes, queries=trained.queries)
     with job.folder.scratch() as scratch:
         if job.recipe.codes:
             files = _merge_codes(files, filled, scratch, job)
@@ -489,7 +492,9 @@ def put(folder: IndexFolder, path: str, *, digest: bool = True) -> SealedFile:
     try:
         storage.put_file(path, folder.file(sealed.name))
     except storage.STORAGE_ERRORS as error:
-        raise UserError(f"{folder.file(sealed.name)}: cannot be written: {storage.first_line(error)}") from error
+        raise UserError(
+            f"{folder.file(sealed.name)}: cannot be written: {storage.first_line(error)}"
+        ) from error
     return sealed
 
 

@@ -197,7 +197,9 @@ def read_left_out(folder: IndexFolder, files: IndexFiles) -> Ids:
         return np.empty(0, np.int64)
     ids = read_array(folder, files.left_out)
     if ids.dtype != np.int64 or ids.ndim != 1 or (len(ids) and not 0 <= ids.min() <= ids.max() < files.rows):
-        raise UserError(f"{folder.file(files.left_out.name)} is damaged; build the index again with --rebuild")
+        raise UserError(
+            f"{folder.file(files.left_out.name)} is damaged; build the index again with --rebuild"
+        )
     return ids
 
 

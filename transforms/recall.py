@@ -142,6 +142,8 @@ def load_arrays(path: str) -> tuple[Ids, Vectors]:
     """What `save_arrays` wrote; raises `UserError` if it is damaged."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return arrays["ids"].astype(np.int64, copy=False), arrays["numbers"].astype(np.float32, copy=False)
+            return arrays["ids"].astype(np.int64, copy=False), arrays["numbers"].astype(
+                np.float32, copy=False
+            )
     except (ValueError, KeyError, OSError, EOFError) as error:
         raise UserError(f"{path} is damaged; build the index again with --rebuild") from error

@@ -53,7 +53,8 @@ def check_size(path: str, file: SealedFile) -> str:
         raise UserError(f"{path}: cannot be read: {storage.first_line(error)}") from error
     if size != file.size:
         raise UserError(
-            f"{path} is damaged (it has {size:,} bytes, not {file.size:,}); build the index again with --rebuild"
+            f"{path} is damaged (it has {size:,} bytes, not {file.size:,});"
+            " build the index again with --rebuild"
         )
     return path
 

@@ -31,7 +31,9 @@ def read_side_rows(file: str) -> pa.Table:
     with open_output(file, "uri") as parquet:
         names = parquet.schema_arrow.names
         table = parquet.read(columns=[name for name in names if name not in _NOT_KEPT])
-        best = _best_labels(parquet.read(columns=["top_k"])["top_k"] if "top_k" in names else None, len(table))
+        best = _best_labels(
+            parquet.read(columns=["top_k"])["top_k"] if "top_k" in names else None, len(table)
+        )
     own = {"uri": table["uri"], **best}
     return pa.table({**own, **{name: table[name] for name in table.column_names if name != "uri"}})
 

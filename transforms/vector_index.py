@@ -64,9 +64,7 @@ class VectorIndex:
     def rescores(self) -> bool:
         return self._store is not None
 
-    def search(
-        self, queries: Vectors, k: int, setting: SearchSetting, allowed: Mask | None = None
-    ) -> Hits:
+    def search(self, queries: Vectors, k: int, setting: SearchSetting, allowed: Mask | None = None) -> Hits:
         """The k best rows for each of (n, D) prepared queries, among those `allowed` (rows,) bool."""
         mask = self.usable if allowed is None else self.usable & allowed
         rows = int(np.count_nonzero(mask))
@@ -82,13 +80,14 @@ class VectorIndex:
         found = self._candidates(queries, candidates, k, setting.effort, bits)
         return self._rescore(queries, found.ids, k)
 
-    def _by_codes(self, queries: Vectors, k: int, setting: SearchSetting, bits: NDArray[np.uint8] | None) -> Hits:
+    def _by_codes(
+        self, queries: Vectors, k: int, setting: SearchSetting, bits: NDArray[np.uint8] | None
+    ) -> Hits:
         found = self._candidates(queries, k, k, setting.effort, bits)
-        if self._metric == "cosine":
-            scores = 1 - found.scores / 2
-        else:
-            scores = found.scores if self._metric == "ip" else np.sqrt(np.maximum(found.scores, 0))
-        return Hits(scores, found.ids)
+        distances = found.scores
+        if self._metric != "ip":
+            distances = 1 - distances / 2 if self._metric == "cosine" else np.sqrt(np.maximum(distances, 0))
+        return Hits(np.asarray(distances, np.float32), found.ids)
 
     def _candidates(
         self, queries: Vectors, count: int, k: int, effort: int, bits: NDArray[np.uint8] | None

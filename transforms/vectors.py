@@ -48,9 +48,9 @@ def prepare(vectors: Vectors, metric: Metric) -> Prepared:
     """Unit length for cosine, as they are for the others."""
     with np.errstate(over="ignore", invalid="ignore"):
         squares = np.einsum("ij,ij->i", vectors, vectors)
-    usable = np.isfinite(squares) & (squares > 0)
+    usable: NDArray[np.bool_] = np.isfinite(squares) & (squares > 0)
     if metric == "cosine":
-        vectors = vectors / np.sqrt(np.where(usable, squares, 1))[:, None]
+        vectors = np.divide(vectors, np.sqrt(np.where(usable, squares, 1))[:, None], dtype=np.float32)
     if not usable.all():
         vectors = np.where(usable[:, None], vectors, np.float32(0))
     return Prepared(np.ascontiguousarray(vectors, np.float32), usable)
@@ -90,7 +90,9 @@ def sample_vectors(
     id is its place in all the parts together.
     """
     first_ids = np.cumsum([0, *(part.rows for part in parts)])
-    groups = [(index, group) for index, part in enumerate(parts) for group in range(-(-part.rows // ROW_GROUP))]
+    groups = [
+        (index, group) for index, part in enumerate(parts) for group in range(-(-part.rows // ROW_GROUP))
+    ]
     drawn = [groups[at] for at in rng.permutation(len(groups))[: -(-_SPREAD * rows // ROW_GROUP)]]
     share = rows / sum(min(ROW_GROUP, parts[index].rows - group * ROW_GROUP) for index, group in drawn)
     for index, group in drawn:
@@ -107,4 +109,4 @@ def _block(parquet: pq.ParquetFile, group: int) -> Vectors:
     if column.null_count:
         raise UserError(f"row group {group}: a row has no vector; remove the file and embed again")
     flat = column.flatten().to_numpy(zero_copy_only=False)
-    return flat.reshape(-1, column.type.list_size).astype(np.float32, copy=False)
+    return np.asarray(flat.reshape(-1, column.type.list_size), np.float32)
