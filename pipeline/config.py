@@ -90,7 +90,7 @@ class IndexConfig:
     def __post_init__(self) -> None:
         if self.memory < LEAST_INDEX_MEMORY:
             raise UserError(
-                f"--memory must be at least {LEAST_INDEX_MEMORY // 10**6} MB: Python, Beam and FAISS take that"
+                f"--memory must be at least {LEAST_INDEX_MEMORY // 10**6} MB: an empty job takes that"
             )
         if self.min_recall is not None and not 0 < self.min_recall <= 1:
             raise UserError(f"--min-recall must be above 0 and at most 1, not {self.min_recall}")

@@ -22,7 +22,7 @@ import numpy as np
 from transforms import storage
 from transforms.errors import UserError
 from transforms.faiss_index import load_index
-from transforms.sealed import SealedFile, check_digest, check_size
+from transforms.sealed import MappedFile, SealedFile, check_digest, check_size
 from transforms.side_table import SideFiles, SideTable
 from transforms.vector_index import Ids, VectorIndex
 from transforms.vector_store import PRECISIONS, Codec, Precision, VectorStore, plain_codec
@@ -170,10 +170,8 @@ def open_side_table(folder: IndexFolder, files: IndexFiles) -> SideTable:
     return SideTable(
         [
             SideFiles(
-                folder.open(segment.side),
-                segment.side,
-                folder.open(segment.lookup),
-                segment.lookup,
+                MappedFile(folder.open(segment.side), segment.side),
+                MappedFile(folder.open(segment.lookup), segment.lookup),
                 segment.rows,
             )
             for segment in files.segments

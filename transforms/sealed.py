@@ -6,6 +6,7 @@ memory-mapped and would have to be read in for it. This guards against damage, n
 who can write index.json too.
 """
 
+import mmap
 import os
 from dataclasses import dataclass
 from hashlib import sha256
@@ -62,7 +63,28 @@ def check_size(path: str, file: SealedFile) -> str:
 def check_digest(path: str, file: SealedFile) -> None:
     """Raises `UserError` if the content is not what was written."""
     if file.sha256 and _digest(path) != file.sha256:
-        raise UserError(f"{path} is damaged (its digest is another); build the index again with --rebuild")
+        raise _another(path)
+
+
+class MappedFile:
+    """A sealed file, memory-mapped as long as this lives, even if it is removed meanwhile."""
+
+    def __init__(self, path: str, file: SealedFile) -> None:
+        """Raises `UserError` unless it has its size."""
+        self.path = check_size(path, file)
+        self._file = file
+        with open(path, "rb") as opened:
+            self._data = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) if file.size else b""
+
+    def checked(self) -> mmap.mmap | bytes:
+        """The content, after its digest was checked; raises `UserError`."""
+        if self._file.sha256 and sha256(self._data).hexdigest() != self._file.sha256:
+            raise _another(self.path)
+        return self._data
+
+
+def _another(path: str) -> UserError:
+    return UserError(f"{path} is damaged (its digest is another); build the index again with --rebuild")
 
 
 def _digest(path: str) -> str:

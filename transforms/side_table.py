@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from transforms.errors import UserError
 from transforms.schema import open_output
-from transforms.sealed import SealedFile, check_digest
+from transforms.sealed import MappedFile
 
 Ids = NDArray[np.int64]
 
@@ -71,12 +71,10 @@ def uri_lookup(uris: Sequence[str]) -> NDArray[np.void]:
 
 @dataclass(frozen=True, slots=True)
 class SideFiles:
-    """Of one segment: local paths of its rows and of its lookup, and what both should be."""
+    """Of one segment: what is known of its rows, the lookup of their URIs, and how many there are."""
 
-    rows_path: str
-    rows_file: SealedFile
-    lookup_path: str
-    lookup_file: SealedFile
+    side: MappedFile
+    lookup: MappedFile
     rows: int
 
 
@@ -136,29 +134,27 @@ class SideTable:
     def _table(self, part: int) -> pa.Table:
         if part not in self._tables:
             files = self._segments[part]
-            check_digest(files.rows_path, files.rows_file)
             self._tables[part] = _open_rows(files)
         return self._tables[part]
 
     def _lookup(self, part: int) -> NDArray[np.void]:
         if part not in self._lookups:
             files = self._segments[part]
-            check_digest(files.lookup_path, files.lookup_file)
-            try:
-                self._lookups[part] = np.memmap(files.lookup_path, _HASHES, "r", shape=(files.rows,))
-            except ValueError as error:
-                raise _damaged(files.lookup_path, error) from error
+            data = files.lookup.checked()
+            if len(data) != files.rows * _HASHES.itemsize:
+                raise _damaged(files.lookup.path, "it holds other rows")
+            self._lookups[part] = np.frombuffer(data, _HASHES)
         return self._lookups[part]
 
 
 def _open_rows(files: SideFiles) -> pa.Table:
     try:
-        table = pa.ipc.open_file(pa.memory_map(files.rows_path)).read_all()
+        table = pa.ipc.open_file(pa.py_buffer(files.side.checked())).read_all()
         table.validate(full=True)
     except (pa.ArrowException, OSError) as error:
-        raise _damaged(files.rows_path, error) from error
+        raise _damaged(files.side.path, error) from error
     if len(table) != files.rows or table.column_names[:3] != ["uri", "label", "probability"]:
-        raise _damaged(files.rows_path, "it holds other rows")
+        raise _damaged(files.side.path, "it holds other rows")
     return table
 
 
