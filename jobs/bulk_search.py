@@ -5,14 +5,11 @@ import time
 from typing import Any
 
 from jobs import report
-from jobs.quiet import import_tensorflow
 from jobs.search import JOB_FAILED
 
 
 def run_bulk(flags: argparse.Namespace, beam_flags: dict[str, Any]) -> int:
     """Answer a list of queries; returns the exit code."""
-    if not flags.verbose:
-        import_tensorflow()
     from pipeline.bulk_search import BulkConfig, bulk_search
     from pipeline.engine import JobFailed
     from pipeline.runners import beam_options

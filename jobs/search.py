@@ -85,7 +85,7 @@ def _answer(index: "SimilarityIndex", flags: argparse.Namespace) -> tuple[str, "
     uri = storage.resolve(flags.image, ".")
     if index.find([uri])[0] >= 0:
         return uri, index.similar_by_uri(uri, flags.k, flags.where)
-    if not flags.verbose:
+    if not flags.verbose and storage.exists(uri):  # or it is a mistake that is told at once
         import_tensorflow()
     return uri, index.similar(uri, flags.k, flags.where)
 

@@ -25,14 +25,12 @@ from pipeline.index_manifest import IndexManifest
 from pipeline.runners import new_pipeline
 from pipeline.search import SimilarityIndex
 from transforms import storage
-from transforms.embed import EmbedImages
 from transforms.errors import UserError
 from transforms.fetch import FetchLimits
 from transforms.hits import hits_schema
 from transforms.image import Preprocessing
 from transforms.load import LoadImages, LoadSettings
-from transforms.model.embedder import EmbedderSettings
-from transforms.read import ReadRefs, Source, inspect_source
+from transforms.read import ReadRefs, Source, inspect_source, read_refs
 from transforms.records import EmbeddedImage, Failure, Shard, ShardEnd
 from transforms.schema import encode_parquet, read_columns
 from transforms.vectors import Vectors
@@ -81,7 +79,7 @@ def bulk_search(config: BulkConfig, options: PipelineOptions) -> BulkOutcome:
         index.search(np.ones((1, index.manifest.width), np.float32), 1, config.where)  # is it a condition?
     output = storage.resolve(config.output, ".")
     pipeline = new_pipeline(options)
-    _build(pipeline, config, inspect_source(config.queries, None), index.manifest, output)
+    _build(pipeline, config, _survey(index, inspect_source(config.queries, None)), index.manifest, output)
     execute(pipeline, options, lambda _: nullcontext())
     summary = f"{output}.summary"
     try:
@@ -92,46 +90,48 @@ def bulk_search(config: BulkConfig, options: PipelineOptions) -> BulkOutcome:
     return BulkOutcome(row["queries"], row["failed"], tuple(zip(row["uri"], row["reason"], strict=True)))
 
 
+@dataclass(frozen=True, slots=True)
+class _Queries:
+    source: Source
+    any_new: bool
+
+
+def _survey(index: SimilarityIndex, source: Source) -> _Queries:
+    """Whether any query is not indexed: only then is the model needed."""
+    tables = read_refs(source, _URIS)
+    return _Queries(source, any((index.find(table["uri"].to_pylist()) < 0).any() for table in tables))
+
+
 def _build(
-    root: beam.Pipeline, config: BulkConfig, source: Source, manifest: IndexManifest, output: str
+    root: beam.Pipeline, config: BulkConfig, queries: _Queries, manifest: IndexManifest, output: str
 ) -> None:
     split = (
         root
-        | "Sources" >> beam.Create([source])
+        | "Sources" >> beam.Create([queries.source])
         | ReadRefs(_URIS)
         | "Split" >> beam.ParDo(_Split(config.run)).with_outputs("new", main="indexed")
     )
-    known = (
-        split.indexed
-        | "SpreadIndexed" >> beam.Reshuffle()
-        | "SearchIndexed" >> beam.ParDo(_SearchIndexed(config, output))
-    )
-    embedder, load = _model(manifest, config.threads)
-    new = (
-        split.new
-        | "SpreadNew" >> beam.Reshuffle()
-        | LoadImages(load)
-        | EmbedImages(embedder)
-        | "SearchNew" >> beam.ParDo(_SearchNew(config, output))
-    )
-    (
-        (known, new)
-        | beam.Flatten()
-        | "Groups" >> beam.combiners.ToList()
-        | "Join" >> beam.Map(join_groups, output)
-    )
+    indexed = split.indexed | "SpreadIndexed" >> beam.Reshuffle()
+    groups = [indexed | "SearchIndexed" >> beam.ParDo(_SearchIndexed(config, output))]
+    if queries.any_new:
+        new = split.new | "SpreadNew" >> beam.Reshuffle() | _embed(manifest, config.threads)
+        groups.append(new | "SearchNew" >> beam.ParDo(_SearchNew(config, output)))
+    (groups | beam.Flatten() | "Groups" >> beam.combiners.ToList() | "Join" >> beam.Map(join_groups, output))
 
 
-def _model(manifest: IndexManifest, threads: int) -> tuple[EmbedderSettings, LoadSettings]:
-    """Those that the run's own images went through."""
+def _embed(manifest: IndexManifest, threads: int) -> beam.PTransform:
+    """PCollection[Shard] -> PCollection[EmbeddedImage | Failure | ShardEnd], as the run's own images went."""
+    from transforms.embed import EmbedImages  # imports TensorFlow
+    from transforms.model.embedder import EmbedderSettings
+
     how, model = manifest.identity["preprocessing"], manifest.identity["model"]
     embedder = EmbedderSettings(model["handle"], model["digest"], top_k=1)
     preprocessing = Preprocessing(
         how["height"], how["width"], how["resize"], allow_truncated=how["allow_truncated"]
     )
-    return embedder, LoadSettings(
-        FetchLimits(), preprocessing, threads, ahead=2 * embedder.batch_size + threads
-    )
+    ahead = 2 * embedder.batch_size + threads
+    load = LoadImages(LoadSettings(FetchLimits(), preprocessing, threads, ahead))
+    return load | EmbedImages(embedder)
 
 
 def hits_table(

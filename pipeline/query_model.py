@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from transforms.errors import ImageFailure, UserError
-from transforms.fetch import FetchLimits, fetch_image
 from transforms.image import Preprocessing, decode_pixels, read_header
 from transforms.model.embedder import EmbedderSettings, load_embedder
 from transforms.vectors import Vectors
@@ -26,11 +25,9 @@ class QueryModel:
             EmbedderSettings(model["handle"], model["digest"], batch_size=1, top_k=1)
         )
 
-    def vector(self, image: bytes | str) -> Vectors:
-        """(1, D) float32 of an image, by its bytes or its URI; raises `UserError` if it can't be embedded."""
-        name = image if isinstance(image, str) else "the query image"
+    def vector(self, data: bytes, name: str) -> Vectors:
+        """(1, D) float32 of an encoded image called `name`; raises `UserError` if it can't be embedded."""
         try:
-            data = fetch_image(image, FetchLimits()).data if isinstance(image, str) else image
             pixels = decode_pixels(data, read_header(data, self._preprocessing), self._preprocessing).pixels
             outcome = self._embedder.embed([pixels])
             for _, error in outcome.rejected:

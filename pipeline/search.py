@@ -14,7 +14,7 @@ from pipeline.index_manifest import IndexManifest, index_folder, load_index_mani
 from pipeline.manifest import load_manifest
 from pipeline.run_folder import RunFolder
 from transforms import storage
-from transforms.errors import UserError
+from transforms.errors import FetchFailure, UserError
 from transforms.index_files import open_side_table, open_vectors
 from transforms.side_table import SideTable
 from transforms.vector_index import Hits, Ids, Mask, VectorIndex
@@ -79,8 +79,9 @@ class SimilarityIndex:
 
         Raises `UserError` if it can't be read or decoded, or the model is not the run's.
         """
-        image = image if isinstance(image, bytes) else storage.resolve(os.fspath(image), ".")
-        return self.similar_by_vector(self._model.vector(image)[0], k, where)
+        name = "the query image" if isinstance(image, bytes) else storage.resolve(os.fspath(image), ".")
+        data = image if isinstance(image, bytes) else _fetch(name)
+        return self.similar_by_vector(self._model.vector(data, name)[0], k, where)
 
     def similar_by_uri(self, uri: str, k: int = 10, where: str | None = None) -> list[Match]:
         """The k images most like an indexed one, itself the first; raises `UserError` if it isn't indexed."""
@@ -155,9 +156,18 @@ class SimilarityIndex:
 
     @cached_property
     def _model(self) -> "QueryModel":
-        from pipeline.query_model import QueryModel  # TensorFlow takes 14 s to import
+        from pipeline.query_model import QueryModel  # TensorFlow takes seconds to import
 
         return QueryModel(self.manifest.identity)
+
+
+def _fetch(uri: str) -> bytes:
+    from transforms.fetch import FetchLimits, fetch_image
+
+    try:
+        return fetch_image(uri, FetchLimits()).data
+    except FetchFailure as error:
+        raise UserError(f"{uri}: {error}") from error
 
 
 def _published(run: RunFolder) -> IndexManifest:

@@ -38,6 +38,8 @@ _CLOSED: dict[str, str | bool | int | float | list[str]] = {
 
 def _statement(connection: duckdb.DuckDBPyConnection, condition: str) -> duckdb.Statement:
     """One SELECT, whatever the condition says."""
+    if not condition.strip():
+        raise UserError("--where is empty: leave it out, or give a condition")
     query = f"select {_ID} from images where (\n{condition}\n)"
     try:
         statements = connection.extract_statements(query)

@@ -200,14 +200,20 @@ def train(parts: tuple[Part, ...], job: BuildJob) -> Trained:
 
 def _train(parts: tuple[Part, ...], job: BuildJob) -> Trained:
     rows = sum(part.rows for part in parts)
-    queries = min(_QUERIES, rows)
+    queries = min(_QUERIES, -(-rows // 10) if job.recipe.codes else rows)
     wanted = min(sample_rows(job.recipe, rows, job.width, job.memory), rows - queries)
     drawn = sample_vectors(job.embeddings, parts, wanted + queries, np.random.default_rng(0))
     tap = SampleTap(job, queries, queries / (wanted + queries))
     codes, distance = None, 0.0
     with job.folder.scratch() as scratch:
         if job.recipe.codes:
-            index = train_index(job.recipe, job.width, job.metric, job.memory, tap.training(drawn))
+            try:
+                index = train_index(job.recipe, job.width, job.metric, job.memory, tap.training(drawn))
+            except (RuntimeError, ValueError) as error:
+                raise UserError(
+                    f"--recipe {job.recipe.text}: FAISS can't train it on {wanted:,} of {rows:,} vectors;"
+                    " name another --recipe, such as exact"
+                ) from error
             distance = list_distance(index, tap.queries.vectors)
             path = os.path.join(scratch, f"trained-{job.key}.faiss")
             faiss.write_index(index, path)
@@ -215,7 +221,7 @@ def _train(parts: tuple[Part, ...], job: BuildJob) -> Trained:
         else:
             for _ in tap.training(drawn):
                 pass
-        path = os.path.join(scratch, f"queries-{job.key}.npz")
+        path = os.path.join(scratch, f"queries-{job.key}.bin")
         save_arrays(path, tap.queries.ids, tap.queries.vectors)
         held_out = put(job.folder, path)
         ranges = _put_ranges(job, scratch, tap) if job.recipe.store == "uint8" else None
@@ -269,8 +275,8 @@ def _prepared(vectors: Vectors, job: BuildJob) -> Vectors:
 
 def _put_ranges(job: BuildJob, scratch: str, tap: SampleTap) -> SealedFile:
     codec = range_codec("uint8", tap.low, tap.high)
-    path = os.path.join(scratch, f"ranges-{job.key}.npy")
-    np.save(path, np.stack([codec.low, codec.step]))
+    path = os.path.join(scratch, f"ranges-{job.key}.bin")
+    np.stack([codec.low, codec.step]).tofile(path)
     return put(job.folder, path)
 
 
@@ -378,8 +384,8 @@ class _SegmentWriter:
 
     def _put_truth(self) -> SealedFile:
         truth = self._truth.hits()
-        save_arrays(f"{self._path}.npz", truth.ids, truth.scores)
-        return put(self._job.folder, f"{self._path}.npz")
+        save_arrays(f"{self._path}.truth", truth.ids, truth.scores)
+        return put(self._job.folder, f"{self._path}.truth")
 
 
 def _codec(trained: Trained, job: BuildJob) -> Codec | None:
@@ -405,8 +411,8 @@ def merge_and_measure(filled: Sequence[Filled], trained: Trained, job: BuildJob)
         files = replace(files, left_out=put_left_out(job.folder, job.key, left_out, scratch))
         truth = _merge_truth(filled, job)
         if truth is not None:
-            save_arrays(os.path.join(scratch, f"truth-{job.key}.npz"), truth.ids, truth.scores)
-            files = replace(files, truth=put(job.folder, os.path.join(scratch, f"truth-{job.key}.npz")))
+            save_arrays(os.path.join(scratch, f"truth-{job.key}.bin"), truth.ids, truth.scores)
+            files = replace(files, truth=put(job.folder, os.path.join(scratch, f"truth-{job.key}.bin")))
     return Built(
         files,
         _measure(files, truth, job),
@@ -481,8 +487,8 @@ def put_left_out(folder: IndexFolder, key: str, ids: Ids, scratch: str) -> Seale
     """Record which rows are in no result."""
     if not len(ids):
         return None
-    path = os.path.join(scratch, f"left-out-{key}.npy")
-    np.save(path, np.unique(ids))
+    path = os.path.join(scratch, f"left-out-{key}.bin")
+    np.unique(ids).tofile(path)
     return put(folder, path)
 
 

@@ -4,9 +4,9 @@ RUN/index/  index.json                  names all others; replacing it is what p
             segment-….arrow .uris .rows side table, lookup of URIs and stored vectors of a run of rows
             trained-….faiss             codes as they were trained, without a row
             codes-….faiss               codes of all rows; several where they are more than memory holds
-            ranges-….npy                how stored vectors are encoded
-            queries-….npz truth-….npz   queries held out of training, and their exact neighbours
-            left-out-….npy              ids of rows that are in no result
+            ranges-….bin                how stored vectors are encoded
+            queries-….bin truth-….bin   queries held out of training, and their exact neighbours
+            left-out-….bin              ids of rows that are in no result
 """
 
 import os
@@ -193,21 +193,11 @@ def read_left_out(folder: IndexFolder, files: IndexFiles) -> Ids:
     """Ids of rows that are in no result: they were removed, or can't be compared."""
     if files.left_out is None:
         return np.empty(0, np.int64)
-    ids = read_array(folder, files.left_out)
-    if ids.dtype != np.int64 or ids.ndim != 1 or (len(ids) and not 0 <= ids.min() <= ids.max() < files.rows):
-        raise UserError(
-            f"{folder.file(files.left_out.name)} is damaged; build the index again with --rebuild"
-        )
+    path = folder.open_checked(files.left_out)
+    ids = np.fromfile(path, np.int64)
+    if 8 * len(ids) != files.left_out.size or (len(ids) and not 0 <= ids.min() <= ids.max() < files.rows):
+        raise UserError(f"{path} is damaged; build the index again with --rebuild")
     return ids
-
-
-def read_array(folder: IndexFolder, file: SealedFile) -> "np.ndarray[Any, np.dtype[Any]]":
-    """An array out of a .npy file; raises `UserError`."""
-    path = folder.open_checked(file)
-    try:
-        return np.asarray(np.load(path, allow_pickle=False))
-    except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"{path} is damaged; build the index again with --rebuild") from error
 
 
 def read_codec(folder: IndexFolder, files: IndexFiles, width: int) -> Codec:
@@ -215,10 +205,11 @@ def read_codec(folder: IndexFolder, files: IndexFiles, width: int) -> Codec:
     assert files.precision is not None
     if files.ranges is None:
         return plain_codec(files.precision, width)
-    ranges = read_array(folder, files.ranges)
-    if ranges.shape != (2, width) or ranges.dtype != np.float32:
-        raise UserError(f"{folder.file(files.ranges.name)} is for vectors of another width than {width:,}")
-    return Codec(files.precision, ranges[0], ranges[1])
+    path = folder.open_checked(files.ranges)
+    if files.ranges.size != 2 * width * 4:
+        raise UserError(f"{path} is for vectors of another width than {width:,}")
+    low, step = np.fromfile(path, np.float32).reshape(2, width)
+    return Codec(files.precision, low, step)
 
 
 def _open_store(folder: IndexFolder, files: IndexFiles, width: int) -> VectorStore | None:

@@ -20,6 +20,8 @@ _LEAST_EFFORT, _MOST_EFFORT = 4, 4_096
 # Queries that are timed, each by itself as a person sends them, and for how long at most.
 _TIMED, _TIMED_S = 200, 2.0
 
+_SHAPES = 4 * 8
+
 
 @dataclass(frozen=True, eq=False)
 class Queries:
@@ -133,17 +135,22 @@ def _speed(index: VectorIndex, vectors: Vectors, setting: SearchSetting) -> floa
 
 
 def save_arrays(path: str, ids: Ids, numbers: Vectors) -> None:
-    """Queries or truth, as one .npz file."""
+    """Queries or truth: both shapes, then both arrays, as plain numbers."""
+    two = ids.reshape(len(ids), -1)
     with open(path, "wb") as file:
-        np.savez(file, ids=ids, numbers=numbers)
+        np.array([*two.shape, *numbers.shape], np.int64).tofile(file)
+        two.tofile(file)
+        numbers.tofile(file)
 
 
 def load_arrays(path: str) -> tuple[Ids, Vectors]:
-    """What `save_arrays` wrote; raises `UserError` if it is damaged."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return arrays["ids"].astype(np.int64, copy=False), arrays["numbers"].astype(
-                np.float32, copy=False
-            )
-    except (ValueError, KeyError, OSError, EOFError) as error:
-        raise UserError(f"{path} is damaged; build the index again with --rebuild") from error
+    """What `save_arrays` wrote, ids (q,) if there is one a row; raises `UserError` if it is damaged."""
+    data = np.fromfile(path, np.uint8)
+    rows, width, others, wide = (
+        (int(side) for side in data[:_SHAPES].view(np.int64)) if len(data) > _SHAPES else (0,) * 4
+    )
+    ends = _SHAPES + 8 * rows * width
+    if min(rows, width, others, wide) < 1 or len(data) != ends + 4 * others * wide:
+        raise UserError(f"{path} is damaged; build the index again with --rebuild")
+    ids = data[_SHAPES:ends].view(np.int64).reshape(rows, width)
+    return ids[:, 0] if width == 1 else ids, data[ends:].view(np.float32).reshape(others, wide)

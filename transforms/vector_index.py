@@ -84,10 +84,10 @@ class VectorIndex:
         self, queries: Vectors, k: int, setting: SearchSetting, bits: NDArray[np.uint8] | None
     ) -> Hits:
         found = self._candidates(queries, k, k, setting.effort, bits)
-        distances = found.scores
-        if self._metric != "ip":
-            distances = 1 - distances / 2 if self._metric == "cosine" else np.sqrt(np.maximum(distances, 0))
-        return Hits(np.asarray(distances, np.float32), found.ids)
+        if self._metric == "ip":
+            return found
+        scores = 1 - found.scores / 2 if self._metric == "cosine" else np.sqrt(np.maximum(found.scores, 0))
+        return Hits(np.asarray(scores, np.float32), found.ids)
 
     def _candidates(
         self, queries: Vectors, count: int, k: int, effort: int, bits: NDArray[np.uint8] | None
@@ -138,7 +138,9 @@ class VectorIndex:
     def _blocks(self, ids: Ids | None) -> Iterator[tuple[Ids, Vectors]]:
         assert self._store is not None
         if ids is None:
-            ids = np.arange(len(self._store), dtype=np.int64)
+            for first, block in self._store.blocks(_BLOCK_ROWS):
+                yield np.arange(first, first + len(block)), block
+            return
         for start in range(0, len(ids), _BLOCK_ROWS):
             chosen = ids[start : start + _BLOCK_ROWS]
             yield chosen, self._store.take(chosen)

@@ -4,7 +4,7 @@ A file is n x D numbers, row after row, of float32, float16 or uint8. The last s
 range into 255 steps, and takes a quarter of the bytes at a recall of 0.996.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,7 +48,7 @@ class Codec:
 
     def decode(self, stored: NDArray[np.generic]) -> Vectors:
         """(n, D) float32."""
-        vectors = stored.astype(np.float32)
+        vectors = stored.astype(np.float32, copy=False)
         if self.precision == "uint8":
             vectors *= self.step
             vectors += self.low
@@ -80,6 +80,12 @@ class VectorStore:
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    def blocks(self, rows: int) -> Iterator[tuple[int, Vectors]]:
+        """All rows in order: the id of the first, and (n, D) float32 of at most so many, floats as views."""
+        for start, stored in zip(self._starts, self._maps, strict=False):
+            for first in range(0, len(stored), rows):
+                yield int(start) + first, self._codec.decode(stored[first : first + rows])
 
     def take(self, ids: NDArray[np.int64]) -> Vectors:
         """(n, D) float32 of those rows, which must exist."""

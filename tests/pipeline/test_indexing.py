@@ -98,7 +98,7 @@ def test_a_build_that_is_stopped_leaves_the_old_index_and_goes_on_from_there(tmp
     good = damaged.read_bytes()
     footer = good[-200:]
     damaged.write_bytes(b"\0" * (len(good) - 200) + footer)
-    with pytest.raises(UserError, match="part-00004500.parquet is damaged"):
+    with pytest.raises(UserError, match=r"part-00004500\.parquet is damaged"):
         build(run)
     assert (run / "index" / "index.json").read_bytes() == before
     assert open_index(run).similar_by_uri(uri(17), 1)[0].uri == uri(17)
@@ -213,9 +213,9 @@ def test_an_index_is_not_changed_into_another_by_the_way(tmp_path: Path) -> None
     run = tmp_path / "run"
     make_run(run, 100)
     build(run)
-    for settings in ({"metric": "l2"}, {"recipe": "IVF16,SQ8"}):
+    for changed in ({"metric": "l2"}, {"recipe": "IVF16,SQ8"}):
         with pytest.raises(UserError, match="say --rebuild"):
-            build(run, **settings)
+            build(run, **changed)
     assert build(run, metric="l2", rebuild=True).manifest.metric == "l2"
 
 
@@ -234,6 +234,13 @@ def test_a_run_without_an_image_and_no_run_at_all(tmp_path: Path) -> None:
         build(tmp_path)
     with pytest.raises(UserError, match="no embedded images"):
         build(write_run(tmp_path / "run"))
+
+
+def test_a_recipe_that_wants_more_images_than_there_are(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    make_run(run, 100)
+    with pytest.raises(UserError, match="FAISS can't train it on 90 of 100 vectors"):
+        build(run, recipe="IVF512,SQ8")
 
 
 def test_only_vectors_that_cannot_be_compared(tmp_path: Path) -> None:
