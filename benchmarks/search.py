@@ -28,17 +28,16 @@ def main(folder: str, rows: int, width: int) -> None:
     print(f"search --uri, a new process: median {statistics.median(starts):.2f} s, worst {max(starts):.2f} s")
     queries = run / "queries.txt"
     queries.write_text("\n".join(uri(0, number) for number in range(0, rows, 10)))
-    cost = search(run, "--queries", str(queries), "--output", str(run / "hits.parquet"))
-    rate = rows / 10 / cost.wall_s
-    print(
-        f"search --queries: {rows // 10:,} in {cost.wall_s:.1f} s ({rate:,.0f}/s), peak {cost.peak_mb:,.0f} MB"
-    )
+    bulk = search(run, "--queries", str(queries), "--output", str(run / "hits.parquet"))
+    print(f"search --queries: {rows // 10:,} in {_told(bulk)}, {rows / 10 / bulk.wall_s:,.0f}/s")
     add_rows(run, rows, width, seed=1)
-    cost = index(run)
+    added = index(run)
     said = json.loads((run / "index" / "index.json").read_text())
-    print(
-        f"index, {rows:,} rows more: {cost.wall_s:.1f} s, peak {cost.peak_mb:,.0f} MB, then {said['rows']:,} rows"
-    )
+    print(f"index, {rows:,} rows more: {_told(added)}; now {said['rows']:,}")
+
+
+def _told(cost: Cost) -> str:
+    return f"{cost.wall_s:.1f} s, peak {cost.peak_mb:,.0f} MB"
 
 
 def index(run: Path) -> Cost:
