@@ -43,9 +43,15 @@ def show_index(console: Console, manifest: IndexManifest) -> None:
         f" {bytes_.memory / rows:,.0f} bytes an image in memory ({bytes_.memory / 1e6:,.1f} MB),"
         f" {bytes_.disk / rows:,.0f} on disk ({bytes_.disk / 1e6:,.1f} MB)"
     )
-    table = Table("effort", "candidates", *(f"recall@{k}" for k in AT), "queries/s", "")
+    if not recipe.codes:
+        console.print(
+            f"Every search is exact: recall 1, {manifest.measurements[0].qps:,.0f} queries/s on one thread"
+        )
+        return
+    table = Table("effort", "candidates", *(f"R@{k}" for k in AT), "queries/s", "")
     for one in manifest.measurements:
         table.add_row(*_cells(one), "default" if one.setting == manifest.setting else "")
+    console.print("Recall against exact search, and queries a second on one thread, by setting:")
     console.print(table)
 
 

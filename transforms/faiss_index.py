@@ -35,6 +35,7 @@ _SEGMENT_ROWS = 65_536
 _ID_BYTES = 8
 
 _STORES: dict[str, Precision] = {"RFlat": "float32", "Refine(SQfp16)": "float16", "Refine(SQ8)": "uint8"}
+_FAST_SCAN = re.compile(r"fs[_\d]*$")
 _PROJECTED = re.compile(r"PCAR(\d+),(.+)")
 
 
@@ -79,11 +80,11 @@ RECIPES = (
     ),
     RecipeRow(
         "ivf-pq",
-        "IVF{lists},PQ32x4fs,Refine(SQ8)",
+        "IVF{lists},PQ16,Refine(SQ8)",
         128,
         merge="lists end to end",
         when="memory is very short",
-        why="24 bytes an image, fast-scan; needs still more candidates",
+        why="24 bytes an image; needs still more candidates",
     ),
     RecipeRow(
         "ivf-sq8",
@@ -127,11 +128,12 @@ class Recipe:
 
     @property
     def is_mergeable(self) -> bool:
-        return "IVF" in self.codes or not self.codes
+        """Whether segments can be filled apart. FAISS 1.15 crashes when it merges fast-scan's lists."""
+        return not self.codes or ("IVF" in self.codes and not _FAST_SCAN.search(self.codes))
 
     @property
     def has_lists_on_disk(self) -> bool:
-        return "IVF" in self.codes and not self.codes.endswith("fs")
+        return self.is_mergeable and bool(self.codes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,7 +296,7 @@ def merge_indexes(trained: faiss.Index, files: Sequence[str]) -> faiss.Index:
 def load_index(files: Sequence[str], width: int, count: int) -> faiss.Index:
     """One index of several files with lists of the same kind; raises `UserError` if one is damaged.
 
-    Lists are memory-mapped, except those of fast-scan; nothing is read in before it is searched.
+    Lists are memory-mapped, except those of fast-scan: nothing is read in before it is searched.
     """
     parts = [_read(file) for file in files]
     index = parts[0]

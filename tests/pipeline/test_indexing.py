@@ -11,7 +11,7 @@ from tests.vectors import IDENTITY, build, clustered, exact, make_run, open_inde
 from transforms.errors import UserError
 from transforms.vectors import Part
 
-RECIPES = ["exact", "ivf-rabitq", "ivf-rabitq-128", "ivf-pq", "ivf-sq8", "ivf-fp16", "hnsw", "IVF16,PQ16x4"]
+RECIPES = ["exact", "ivf-rabitq", "ivf-rabitq-128", "ivf-pq", "ivf-sq8", "ivf-fp16", "hnsw", "IVF16,PQ16x4fs"]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_every_recipe_finds_neighbours_takes_more_and_forgets(
         assert uri(6100) not in found
         truth = [number for number in exact(everything, everything[row], 12) if number not in (3, 6100)][:10]
         shares.append(len({*found} & {uri(number) for number in truth}) / 10)
-    assert np.mean(shares) > (0.25 if recipe.endswith("PQ16x4") else 0.93)
+    assert np.mean(shares) > (0.25 if recipe.endswith("fs") else 0.93)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 30)), min_size=1, max_size=5), st.data())
