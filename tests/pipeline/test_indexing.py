@@ -11,7 +11,7 @@ from tests.vectors import IDENTITY, build, clustered, exact, make_run, open_inde
 from transforms.errors import UserError
 from transforms.vectors import Part
 
-RECIPES = ["exact", "ivf-rabitq", "ivf-rabitq-128", "ivf-pq", "ivf-sq8", "ivf-fp16", "hnsw", "IVF16,PQ16x4fs"]
+RECIPES = ["exact", "ivf-rabitq", "ivf-rabitq-128", "ivf-sq8", "ivf-fp16", "hnsw", "IVF16,PQ16x4fs"]
 
 
 @pytest.fixture(scope="module")

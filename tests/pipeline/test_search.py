@@ -196,7 +196,7 @@ def names_in(text: str) -> list[str]:
     return text.strip("{}\n").replace("'", "").split(", ")
 
 
-@pytest.mark.parametrize("recipe", ["exact", "ivf-rabitq", "ivf-pq", "hnsw"])
+@pytest.mark.parametrize("recipe", ["exact", "ivf-rabitq", "IVF16,PQ16x4fs", "hnsw"])
 @pytest.mark.parametrize("how", ["as it is", "reseal"])
 def test_damaged_files_never_crash(tmp_path: Path, recipe: str, how: str) -> None:
     """In a process of its own, whose native code could die; `reseal` corrects sizes and digests too."""
