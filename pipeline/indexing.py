@@ -92,7 +92,7 @@ def index(config: IndexConfig, options: PipelineOptions, console: Console) -> In
     plan = prepare(run, config)
     pipeline = new_pipeline(options)
     with locked(RunFolder(plan.job.folder.uri)):
-        sweep(run, plan.before.files.names if plan.before else set(), plan.job.key)
+        sweep(run, _published_names(run), plan.job.key)
         if plan.tasks:
             build_pipeline(pipeline, plan)
             execute(
@@ -103,6 +103,15 @@ def index(config: IndexConfig, options: PipelineOptions, console: Console) -> In
             raise JobFailed(f"the engine ended without an index in {plan.job.folder.uri}")
         outcome = IndexOutcome(manifest, manifest.last_build.added if plan.tasks else 0)
         return _remove(run, outcome, gone) if gone else outcome
+
+
+def _published_names(run: RunFolder) -> set[str]:
+    """The files of the index that works now; none if it can't be read."""
+    try:
+        published = load_index_manifest(run)
+    except UserError:
+        return set()
+    return published.files.names if published else set()
 
 
 def prepare(run: RunFolder, config: IndexConfig) -> IndexPlan:

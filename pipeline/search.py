@@ -188,4 +188,5 @@ def _open(run: RunFolder, manifest: IndexManifest) -> SimilarityIndex:
     folder = index_folder(run)
     images = open_side_table(folder, manifest.files)
     vectors = open_vectors(folder, manifest.files, manifest.metric, manifest.width)
+    folder.sweep_cache(manifest.files.names)
     return SimilarityIndex(run, manifest, vectors, images)

@@ -93,7 +93,7 @@ def make_run(run: Path, rows: int, width: int = 32, seed: int = 0, first: int = 
     return vectors
 
 
-def build(run: Path, **settings: Any) -> IndexOutcome:
+def build(run: Path | str, **settings: Any) -> IndexOutcome:
     """The index job, in this process; keywords are fields of `IndexConfig`."""
     return index(IndexConfig(str(run), **settings), beam_options({}), Console(quiet=True))
 

@@ -147,6 +147,14 @@ class IndexFolder:
         check_digest(path, file)
         return path
 
+    def sweep_cache(self, names: set[str]) -> None:
+        """Remove copies of files that have no longer one of these names."""
+        if storage.is_local(self.uri) or not os.path.isdir(self._cache):
+            return
+        for name in os.listdir(self._cache):
+            if name not in names:
+                storage.delete(os.path.join(self._cache, name))
+
     @property
     def _cache(self) -> str:
         base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
