@@ -38,17 +38,11 @@ from pipeline.runners import new_pipeline
 from transforms import storage
 from transforms.errors import UserError
 from transforms.faiss_index import Recipe, choose_recipe, cost, parse_recipe, segment_rows
-from transforms.index import (
-    BuildJob,
-    Built,
-    FillSegments,
-    MergeIndex,
-    SegmentTask,
-    Trained,
-    TrainIndex,
-    put_left_out,
-)
 from transforms.index_files import IndexFiles, open_side_table, read_left_out
+from transforms.index_fill import FillSegments, SegmentTask
+from transforms.index_job import BuildJob, put_left_out
+from transforms.index_merge import Built, MergeIndex
+from transforms.index_train import Trained, TrainIndex
 from transforms.read import inspect_source, read_refs
 from transforms.recall import choose
 from transforms.schema import count_rows, vector_width

@@ -152,7 +152,7 @@ class IndexFolder:
         if storage.is_local(self.uri) or not os.path.isdir(self._cache):
             return
         for name in os.listdir(self._cache):
-            if name not in names:
+            if name not in names and not name.startswith("."):
                 storage.delete(os.path.join(self._cache, name))
 
     @property
