@@ -25,6 +25,8 @@ def show_outcome(console: Console, outcome: IndexOutcome, memory: int) -> None:
             f"{build.added:,} images added in {build.seconds:,.1f} s,"
             f" peak memory {build.peak_mb:,.0f} MB of {memory / 1e6:,.0f} MB"
         )
+        if build.peak_mb * 1e6 > memory:
+            console.print("That is more than --memory; the largest step takes it whatever the settings.")
     if outcome.removed or outcome.unknown:
         console.print(f"{outcome.removed:,} images removed, {outcome.unknown:,} URIs were not in the index")
     if manifest.unusable:

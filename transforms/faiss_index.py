@@ -186,7 +186,8 @@ def _resolve(row: RecipeRow, count: int, width: int) -> Recipe:
     codes, _, suffix = row.factory.format(lists=list_count(count)).partition(",Refine")
     if row.projected:
         # PCA with a rotation after it; where nothing is left out it is the rotation alone that helps.
-        codes = f"PCAR{min(row.projected, width)},{codes}"
+        inner = min(row.projected, width)
+        codes = f"PCAR{inner // 16 * 16 or inner},{codes}"  # quantisers split dimensions evenly
     return Recipe(codes, "uint8" if suffix else None)
 
 
