@@ -28,7 +28,6 @@ from transforms import storage
 from transforms.errors import UserError
 from transforms.fetch import FetchLimits
 from transforms.hits import hits_schema
-from transforms.image import Preprocessing
 from transforms.load import LoadImages, LoadSettings
 from transforms.read import ReadRefs, Source, inspect_source, read_refs
 from transforms.records import EmbeddedImage, Failure, Shard, ShardEnd
@@ -121,14 +120,10 @@ def _build(
 
 def _embed(manifest: IndexManifest, threads: int) -> beam.PTransform:
     """PCollection[Shard] -> PCollection[EmbeddedImage | Failure | ShardEnd], as the run's own images went."""
-    from transforms.embed import EmbedImages  # imports TensorFlow
-    from transforms.model.embedder import EmbedderSettings
+    from pipeline.query_model import settings_of  # imports TensorFlow
+    from transforms.embed import EmbedImages
 
-    how, model = manifest.identity["preprocessing"], manifest.identity["model"]
-    embedder = EmbedderSettings(model["handle"], model["digest"], top_k=1)
-    preprocessing = Preprocessing(
-        how["height"], how["width"], how["resize"], allow_truncated=how["allow_truncated"]
-    )
+    embedder, preprocessing = settings_of(manifest.identity)
     ahead = 2 * embedder.batch_size + threads
     load = LoadImages(LoadSettings(FetchLimits(), preprocessing, threads, ahead))
     return load | EmbedImages(embedder)

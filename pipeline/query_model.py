@@ -11,19 +11,28 @@ from transforms.image import Preprocessing, decode_pixels, read_header
 from transforms.model.embedder import EmbedderSettings, load_embedder
 from transforms.vectors import Vectors
 
+# Of lists of queries; a single one is a batch of its own.
+_BATCH_SIZE = 32
+
+
+def settings_of(
+    identity: Mapping[str, Any], *, batch_size: int = _BATCH_SIZE
+) -> tuple[EmbedderSettings, Preprocessing]:
+    """Model and preprocessing that an identity stands for."""
+    how, model = identity["preprocessing"], identity["model"]
+    preprocessing = Preprocessing(
+        how["height"], how["width"], how["resize"], allow_truncated=how["allow_truncated"]
+    )
+    return EmbedderSettings(model["handle"], model["digest"], batch_size, top_k=1), preprocessing
+
 
 class QueryModel:
     """The model of a run, loaded once."""
 
     def __init__(self, identity: Mapping[str, Any]) -> None:
         """Raises `UserError` if the model can't be found here, or is not the one of the run."""
-        how, model = identity["preprocessing"], identity["model"]
-        self._preprocessing = Preprocessing(
-            how["height"], how["width"], how["resize"], allow_truncated=how["allow_truncated"]
-        )
-        self._embedder = load_embedder(
-            EmbedderSettings(model["handle"], model["digest"], batch_size=1, top_k=1)
-        )
+        settings, self._preprocessing = settings_of(identity, batch_size=1)
+        self._embedder = load_embedder(settings)
 
     def vector(self, data: bytes, name: str) -> Vectors:
         """(1, D) float32 of an encoded image called `name`; raises `UserError` if it can't be embedded."""
