@@ -57,7 +57,11 @@ def add_flags(parser: Parser) -> Parser:
         "--memory", type=byte_size, default="4GB", metavar="SIZE", help="for building, and for serving"
     )
     parser.add_argument("--min-recall", type=float, metavar="R", help="recall@10 to reach; default: 0.95")
-    parser.add_argument("--recipe", metavar="TEXT", help="a name out of docs, or FAISS's notation")
+    parser.add_argument(
+        "--recipe",
+        metavar="TEXT",
+        help="exact, ivf-rabitq, ivf-rabitq-128, ivf-pq, ivf-sq8, ivf-fp16, hnsw, or FAISS's notation",
+    )
     parser.add_argument("--metric", choices=["cosine", "ip", "l2"], help="default: cosine")
     parser.add_argument("--remove", metavar="LIST", help="leave the images of this list out of all results")
     parser.add_argument("--rebuild", action="store_true", help="train anew, do not add to what is there")

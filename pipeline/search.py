@@ -53,6 +53,7 @@ class SimilarityIndex:
         self.manifest = manifest
         self._vectors = vectors
         self._images = images
+        self._condition: tuple[str, Mask] | None = None
 
     @staticmethod
     def open(run: str | os.PathLike[str]) -> "SimilarityIndex":
@@ -138,9 +139,13 @@ class SimilarityIndex:
         return vectors
 
     def _rows_where(self, condition: str) -> Mask:
+        """The last condition's rows are remembered: many queries often have one."""
         from transforms.condition import rows_where  # DuckDB takes 0.1 s to import
 
-        return rows_where(condition, self._images)
+        known = self._condition
+        if known is None or known[0] != condition:
+            known = self._condition = (condition, rows_where(condition, self._images))
+        return known[1]
 
     def _matches(self, ids: Ids, scores: Vectors) -> list[Match]:
         ids, scores = ids[ids >= 0], scores[ids >= 0]
