@@ -23,7 +23,7 @@ from transforms import storage
 from transforms.errors import UserError
 from transforms.faiss_index import load_index
 from transforms.sealed import MappedFile, SealedFile, check_digest, check_size
-from transforms.side_table import SideFiles, SideTable
+from transforms.side_table import LOOKUP_BYTES, SideFiles, SideTable
 from transforms.vector_index import Ids, VectorIndex
 from transforms.vector_store import PRECISIONS, Codec, Precision, VectorStore, plain_codec
 from transforms.vectors import Metric, Part
@@ -58,9 +58,10 @@ class Segment:
     def from_json(values: dict[str, Any]) -> "Segment":
         parts = tuple(Part(str(name), int(rows)) for name, rows in values["parts"].items())
         side, lookup = (SealedFile.from_json(values[name]) for name in ("side", "lookup"))
-        if any(part.rows < 0 for part in parts):
-            raise ValueError("a part has less than no rows")
-        return Segment(parts, side, lookup, _sealed(values["store"]))
+        segment = Segment(parts, side, lookup, _sealed(values["store"]))
+        if any(part.rows < 1 for part in parts) or lookup.size != segment.rows * LOOKUP_BYTES:
+            raise ValueError(f"a segment has not {segment.rows:,} rows")
+        return segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,9 +193,12 @@ def open_vectors(folder: IndexFolder, files: IndexFiles, metric: Metric, width: 
     codes = None
     if files.codes:
         codes = load_index([folder.open_checked(file) for file in files.codes], width, files.coded)
+    store = _open_store(folder, files, width)
+    if codes is None and store is None:
+        raise UserError(f"{folder.uri} has neither codes nor vectors; build the index again with --rebuild")
     usable = np.ones(files.rows, np.bool_)
     usable[read_left_out(folder, files)] = False
-    return VectorIndex(codes, _open_store(folder, files, width), metric, usable)
+    return VectorIndex(codes, store, metric, usable)
 
 
 def read_left_out(folder: IndexFolder, files: IndexFiles) -> Ids:
@@ -221,9 +225,14 @@ def read_codec(folder: IndexFolder, files: IndexFiles, width: int) -> Codec:
 
 
 def _open_store(folder: IndexFolder, files: IndexFiles, width: int) -> VectorStore | None:
-    stored = [segment.store for segment in files.segments if segment.store]
-    if files.precision is None or len(stored) != len(files.segments):
+    if files.precision is None:
         return None
+    stored = [segment.store for segment in files.segments if segment.store]
+    row_bytes = width * np.dtype(files.precision).itemsize
+    if [file.size for file in stored] != [segment.rows * row_bytes for segment in files.segments]:
+        raise UserError(
+            f"{folder.uri}: stored vectors are not {width:,} wide; build the index again with --rebuild"
+        )
     codec = read_codec(folder, files, width)
     paths = [folder.open(file) for file in stored]
     try:

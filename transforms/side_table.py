@@ -24,6 +24,7 @@ _NOT_KEPT = ("embedding", "logits", "top_k", "sha256")
 _BEST = {"label": pa.string(), "probability": pa.float32()}
 _BATCH_ROWS = 65_536
 _HASHES = np.dtype([("hash", "<u8"), ("row", "<u4")])
+LOOKUP_BYTES = _HASHES.itemsize
 
 
 def read_side_rows(file: str) -> pa.Table:

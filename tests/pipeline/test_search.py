@@ -133,6 +133,33 @@ def test_a_file_that_is_cut_off_or_missing_is_one_clear_line(run: Path, tmp_path
         open_index(copy)
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"width": 32', '"width": 1000000000000'),
+        ('"width": 32', '"width": 31'),
+        ('"part-00000000.parquet": 1500', '"part-00000000.parquet": 1500000000000'),
+        ('"part-00000000.parquet": 1500', '"part-00000000.parquet": -1'),
+        ('"coded": 3000', '"coded": 3001'),
+        ('"precision": "uint8"', '"precision": "float32"'),
+        ('"metric": "cosine"', '"metric": "sine"'),
+        ('"effort": ', '"effort": -'),
+        ('"name": "segment-', '"name": "../segment-'),
+        ('"format": 1', '"format": 2'),
+    ],
+)
+def test_an_index_json_that_says_something_else_is_refused(
+    run: Path, tmp_path: Path, old: str, new: str
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    text = (copy / "index" / "index.json").read_text()
+    assert old in text
+    (copy / "index" / "index.json").write_text(text.replace(old, new))
+    with pytest.raises(UserError, match=r"index"):
+        open_index(copy)
+
+
 @pytest.mark.parametrize("kind", [".arrow", ".uris"])
 def test_a_tampered_id_table_is_seen(run: Path, tmp_path: Path, kind: str) -> None:
     copy = tmp_path / "run"
