@@ -207,7 +207,8 @@ def cost(recipe: Recipe, count: int, width: int) -> Cost:
         hnsw = faiss.downcast_index(faiss.downcast_index(index).index)
         links = 4 * hnsw.hnsw.cum_nb_neighbors(1) + 16
         return Cost(count * (hnsw.storage.sa_code_size() + links + _ID_BYTES), disk)
-    fixed = 4 * (ivf.nlist * ivf.d + index.d * ivf.d)
+    transform = index.d * ivf.d if isinstance(index, faiss.IndexPreTransform) else 0
+    fixed = 4 * (ivf.nlist * ivf.d + transform)
     return Cost(count * (ivf.code_size + _ID_BYTES) + fixed, disk)
 
 
@@ -260,6 +261,9 @@ def train_index(
 ) -> faiss.Index:
     """Codes trained on blocks of prepared vectors; a projection is fitted on the first of them."""
     index = new_index(recipe, width, metric)
+    ivf = faiss.try_extract_index_ivf(index)
+    if ivf is not None:
+        ivf.cp.min_points_per_centroid = 1  # below 39 it complains on standard error; recall is measured
     if _PROJECTED.fullmatch(recipe.codes):
         first = _rows(sample, min(_PROJECTION_ROWS, memory // _SAMPLE_SHARE // (4 * width)))
         _fit_transform(faiss.downcast_VectorTransform(index.chain.at(0)), first, centred=metric != "ip")
