@@ -1,5 +1,7 @@
 """What a person reads at the end of `index`: what was built, its recall, its bytes, what to do next."""
 
+from shlex import quote
+
 from rich.console import Console
 from rich.table import Table
 
@@ -84,18 +86,24 @@ def advices(manifest: IndexManifest) -> list[str]:
 
 
 def show_shortfall(console: Console, manifest: IndexManifest, wanted: float) -> None:
-    """That no setting reaches the recall, and what would."""
+    """That no setting reaches the recall, and which bytes would, by a sample."""
     best = max(one.recall[1] for one in manifest.measurements)
     console.print(
-        f"No setting reaches recall@10 {wanted:g}; the best is {best:.3f}. What keeps more of the vectors:"
+        f"No setting reaches recall@10 {wanted:g}; the best is {best:.3f}. By a sample, could reach it:"
     )
     rows, width = manifest.files.rows, manifest.width
-    rescored = [] if "Refine" in manifest.recipe else [f"{manifest.recipe},Refine(SQ8)"]
-    for text in (*rescored, "ivf-sq8", "ivf-fp16", "exact"):
+    for text, precision in _alternatives(manifest):
         recipe = parse_recipe(text, rows, width, manifest.metric)
         bytes_ = cost(recipe, rows, width)
         total = (bytes_.memory + bytes_.disk) / rows
-        sure = "recall 1 for certain" if text == "exact" else "measured when it is built"
-        console.print(
-            f"  --rebuild --recipe {text}: {total:,.0f} bytes an image, {total * rows / 1e6:,.0f} MB, {sure}"
-        )
+        if manifest.ceilings.get(precision, 0) >= wanted:
+            console.print(
+                f"  --rebuild --recipe {quote(text)}: {total:,.0f} bytes an image, {total * rows / 1e6:,.0f} MB,"
+                f" up to {manifest.ceilings[precision]:.3f}"
+            )
+
+
+def _alternatives(manifest: IndexManifest) -> list[tuple[str, str]]:
+    """Recipes, the smallest first, and the precision that bounds what each finds."""
+    rescored = [] if "Refine" in manifest.recipe else [(f"{manifest.recipe},Refine(SQ8)", "uint8")]
+    return [*rescored, ("ivf-sq8", "uint8"), ("ivf-fp16", "float16"), ("exact", "float32")]

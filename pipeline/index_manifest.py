@@ -33,7 +33,10 @@ class LastBuild:
 
 @dataclass(frozen=True)
 class IndexManifest:
-    """`recipe` in FAISS's notation; `identity` is that of the run whose vectors are in it."""
+    """`recipe` in FAISS's notation; `identity` is that of the run whose vectors are in it.
+
+    `ceilings` is the recall@10 that vectors of more precision could reach, where it was looked for.
+    """
 
     identity: Mapping[str, Any]
     metric: Metric
@@ -42,6 +45,7 @@ class IndexManifest:
     files: IndexFiles
     setting: SearchSetting
     measurements: tuple[Measurement, ...]
+    ceilings: Mapping[str, float]
     removed: int
     unusable: int
     trained_rows: int
@@ -66,6 +70,7 @@ class IndexManifest:
             "recipe": self.recipe,
             "search": {"effort": self.setting.effort, "candidates": self.setting.candidates},
             "measurements": [one.to_json() for one in self.measurements],
+            "ceilings": self.ceilings,
             "trained_rows": self.trained_rows,
             "list_distance": self.list_distance,
             "last_build": asdict(self.last_build),
@@ -88,6 +93,7 @@ class IndexManifest:
             files=IndexFiles.from_json(values["files"]),
             setting=setting,
             measurements=tuple(Measurement.from_json(one) for one in values["measurements"]),
+            ceilings={str(name): float(recall) for name, recall in values["ceilings"].items()},
             removed=int(values["removed"]),
             unusable=int(values["unusable"]),
             trained_rows=int(values["trained_rows"]),

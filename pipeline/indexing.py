@@ -264,6 +264,7 @@ def publish_built(built: Built, plan: IndexPlan) -> None:
         files=built.files,
         setting=choose(built.measurements, plan.job.min_recall).setting,
         measurements=built.measurements,
+        ceilings=built.ceilings,
         removed=left_out - unusable,
         unusable=unusable,
         trained_rows=before.trained_rows if before else rows,

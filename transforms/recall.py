@@ -9,7 +9,8 @@ import faiss
 import numpy as np
 
 from transforms.errors import UserError
-from transforms.vector_index import Hits, Ids, SearchSetting, VectorIndex
+from transforms.vector_index import Best, Hits, Ids, SearchSetting, VectorIndex
+from transforms.vector_store import PRECISIONS, range_codec
 from transforms.vectors import Metric, Vectors
 
 # Recall is told for these numbers of neighbours; the one in the middle is what --min-recall means.
@@ -132,6 +133,26 @@ def _speed(index: VectorIndex, vectors: Vectors, setting: SearchSetting) -> floa
         return done / (time.perf_counter() - start)
     finally:
         faiss.omp_set_num_threads(threads)
+
+
+def ceilings(sample: Vectors, queries: Vectors, metric: Metric) -> dict[str, float]:
+    """recall@10 of exact search over a sample, by the precision that its vectors are stored with.
+
+    No index that keeps no more of its vectors finds more.
+    """
+    exact = list(_nearest(sample, queries, metric))
+    found: dict[str, float] = {}
+    for precision in PRECISIONS:
+        codec = range_codec(precision, sample.min(axis=0), sample.max(axis=0))
+        stored = codec.decode(codec.encode(sample))
+        found[precision] = round(_recall(list(_nearest(stored, queries, metric)), exact, AT[1]), 4)
+    return found
+
+
+def _nearest(vectors: Vectors, queries: Vectors, metric: Metric) -> Ids:
+    best = Best(len(queries), AT[1], metric)
+    best.add(queries, vectors, np.arange(len(vectors)))
+    return best.hits().ids
 
 
 def save_arrays(path: str, ids: Ids, numbers: Vectors) -> None:
