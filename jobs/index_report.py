@@ -98,8 +98,8 @@ def show_shortfall(console: Console, manifest: IndexManifest, wanted: float) -> 
         total = (bytes_.memory + bytes_.disk) / rows
         if manifest.ceilings.get(precision, 0) >= wanted:
             console.print(
-                f"  --rebuild --recipe {quote(text)}: {total:,.0f} bytes an image, {total * rows / 1e6:,.0f} MB,"
-                f" up to {manifest.ceilings[precision]:.3f}"
+                f"  --rebuild --recipe {quote(text)}: {total:,.0f} bytes an image,"
+                f" {total * rows / 1e6:,.0f} MB, up to {manifest.ceilings[precision]:.3f}"
             )
 
 
