@@ -6,7 +6,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from transforms.errors import UserError
-from transforms.side_table import SideTable
+from transforms.side_table import SideTable, arrow_ids
 
 # DuckDB's own id of a row is not part of what a condition may use.
 _ID = "__row_id"
@@ -19,7 +19,7 @@ def rows_where(condition: str, side_table: SideTable) -> NDArray[np.bool_]:
         statement = _statement(connection, condition)
         for first, table in side_table.tables():
             ids = np.arange(first, first + len(table), dtype=np.int64)
-            connection.register("images", table.append_column(_ID, pa.array(ids)))
+            connection.register("images", table.append_column(_ID, arrow_ids(ids)))
             try:
                 rows = connection.execute(statement).fetchnumpy()[_ID]
             except duckdb.Error as error:

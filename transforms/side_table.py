@@ -70,6 +70,11 @@ def uri_lookup(uris: Sequence[str]) -> NDArray[np.void]:
     return np.sort(records, order="hash", kind="stable")
 
 
+def arrow_ids(ids: Ids) -> pa.Array:
+    """The same numbers; `pa.array` would import pandas, where there is one, which takes a second."""
+    return pa.Array.from_buffers(pa.int64(), len(ids), [None, pa.py_buffer(np.ascontiguousarray(ids))])
+
+
 @dataclass(frozen=True, slots=True)
 class SideFiles:
     """Of one segment: what is known of its rows, the lookup of their URIs, and how many there are."""
@@ -99,10 +104,10 @@ class SideTable:
             chosen = np.flatnonzero(which == part)
             table = self._table(int(part))
             table = table if columns is None else table.select(list(columns))
-            pieces.append(table.take(pa.array(ids[chosen] - self._starts[part])))
+            pieces.append(table.take(arrow_ids(ids[chosen] - self._starts[part])))
             order.append(chosen)
         back = np.argsort(np.concatenate(order), kind="stable")
-        return pa.concat_tables(pieces).take(pa.array(back))
+        return pa.concat_tables(pieces).take(arrow_ids(back))
 
     def find(self, uris: Sequence[str]) -> Ids:
         """(n,) row ids, -1 for a URI that has no row."""
@@ -111,8 +116,10 @@ class SideTable:
         hashes = hash_uris(uris)
         for part in range(len(self._segments)):
             left = np.flatnonzero(found < 0)
+            if not len(left):
+                break
             for at, rows in self._matches(part, hashes[left]):
-                same = self._table(part)["uri"].take(pa.array(rows)).to_numpy() == texts[left[at]]
+                same = np.array(self._table(part)["uri"].take(arrow_ids(rows)).to_pylist()) == texts[left[at]]
                 found[left[at[same]]] = self._starts[part] + rows[same]
         return found
 

@@ -106,7 +106,10 @@ def sample_vectors(
 
 def _block(parquet: pq.ParquetFile, group: int) -> Vectors:
     column = pa.concat_arrays(parquet.read_row_group(group, columns=[_COLUMN])[_COLUMN].chunks)
-    if column.null_count:
+    flat = column.flatten()
+    if column.null_count or flat.null_count:
         raise UserError(f"row group {group}: a row has no vector; remove the file and embed again")
-    flat = column.flatten().to_numpy(zero_copy_only=False)
-    return np.asarray(flat.reshape(-1, column.type.list_size), np.float32)
+    # by its buffer: to_numpy would import pandas, where there is one, which takes a second
+    kind = np.dtype(f"f{column.type.value_type.bit_width // 8}")
+    numbers = np.frombuffer(flat.buffers()[1], kind, len(flat), flat.offset * kind.itemsize)
+    return np.asarray(numbers.reshape(-1, column.type.list_size), np.float32)

@@ -216,7 +216,7 @@ def test_a_query_by_uri_imports_neither_beam_nor_tensorflow(run: Path) -> None:
         [sys.executable, "-c", QUERY, str(run), uri(5)], capture_output=True, text=True, check=True
     )
     assert "faiss" in done.stdout
-    assert not {"apache_beam", "tensorflow", "keras", "cv2", "PIL"} & set(names_in(done.stdout))
+    assert not {"apache_beam", "tensorflow", "keras", "cv2", "PIL", "pandas"} & set(names_in(done.stdout))
 
 
 def names_in(text: str) -> list[str]:
