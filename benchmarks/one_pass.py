@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from transforms.model.hub import load_network
+from transforms.model.hub import load_module
 from transforms.model.source import locate_model
 
 BATCH, ROUNDS = 32, 8
@@ -17,7 +17,7 @@ BATCH, ROUNDS = 32, 8
 
 def main(handle: str = "small") -> None:
     files = locate_model(handle)
-    network = load_network(files)
+    network = load_module(files)
     signatures = tf.saved_model.load(files.folder, tags=[]).signatures
     images = tf.random.uniform((BATCH, network.info.height, network.info.width, 3))
     one = tf.function(network.forward)

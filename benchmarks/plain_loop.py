@@ -14,14 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow as tf
 
-from transforms.model.hub import load_network
+from transforms.model.hub import load_module
 from transforms.model.source import locate_model
 
 BATCH = 32
 
 
 def main(folder: str, handle: str, output: str) -> None:
-    network = load_network(locate_model(handle))
+    network = load_module(locate_model(handle))
     size = network.info.height, network.info.width
     model = tf.function(network.forward, reduce_retracing=True)
     paths = sorted(Path(folder).iterdir())

@@ -11,7 +11,7 @@ from transforms import storage
 from transforms.schema import encode_parquet
 
 _IDENTITY = {
-    "model": {"handle": "small", "digest": "of no model", "labels": "none"},
+    "model": {"handle": "small", "digest": "of no model", "labels": "none", "precision": "float32"},
     "preprocessing": {"height": 331, "width": 331, "resize": "crop", "allow_truncated": False},
     "rows": {},
     "top_k": 0,

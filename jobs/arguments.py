@@ -68,6 +68,16 @@ def parse_with_beam(
     return flags, given
 
 
+def auto_or_int(text: str) -> int | str:
+    """A number, or the word auto (argparse type)."""
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor auto") from error
+
+
 def byte_size(text: str) -> int:
     """A number of bytes: 1000, 64MiB, 2GB (argparse type)."""
     units = {

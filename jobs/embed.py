@@ -3,10 +3,11 @@
 import argparse
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from jobs.arguments import Parser, byte_size
+from jobs.arguments import Parser, auto_or_int, byte_size
 from jobs.quiet import import_tensorflow, quiet_libraries
+from transforms.model.options import DeviceKind, Precision
 
 if TYPE_CHECKING:
     from pipeline.config import EmbedConfig
@@ -93,7 +94,24 @@ def add_flags(parser: Parser) -> Parser:
 def _add_model_flags(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--model", default=DEFAULT_MODEL, help="Hub handle, folder, .tar.gz, or: small")
     group.add_argument("--labels", metavar="FILE", help="class names, one a line, instead of the model's")
-    group.add_argument("--batch-size", type=int, default=32, metavar="N", help="images a pass of the model")
+    group.add_argument(
+        "--engine",
+        choices=["auto", "hub"],
+        default="auto",
+        help="hub: the module's own graph, whatever it is",
+    )
+    group.add_argument(
+        "--precision",
+        choices=["auto", *get_args(Precision)],
+        default="auto",
+        help="auto: the quickest here that gives the model's vectors",
+    )
+    group.add_argument(
+        "--batch-size", type=auto_or_int, default="auto", metavar="N", help="images a pass of the model"
+    )
+    group.add_argument(
+        "--device", choices=get_args(DeviceKind), default="auto", help="auto: every GPU, or the CPU if none"
+    )
 
 
 def _add_image_flags(group: "argparse._ArgumentGroup") -> None:
@@ -135,7 +153,9 @@ def config_of(flags: argparse.Namespace) -> "EmbedConfig":
     return EmbedConfig(
         input=InputConfig(tuple(flags.inputs), flags.uri_column, keep),
         run=flags.output,
-        model=ModelConfig(flags.model, flags.labels, flags.batch_size),
+        model=ModelConfig(
+            flags.model, flags.labels, flags.batch_size, flags.engine, flags.precision, flags.device
+        ),
         threads=flags.threads,
         fetch=FetchLimits(flags.max_bytes, web),
         decode=DecodeConfig(flags.resize, flags.max_pixels, flags.allow_truncated),

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from transforms.errors import UserError
 from transforms.fetch import FetchLimits
+from transforms.model.options import Auto, DeviceKind, Engine, Precision
 from transforms.resize import ResizeMode
 from transforms.vectors import Metric
 
@@ -37,11 +38,14 @@ class DecodeConfig:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Which model, its labels if it has none of its own, and how many images a pass."""
+    """Which model, labels if it has none of its own, and how it runs; `auto` is what a trial finds best."""
 
     handle: str
     labels: str | None = None
-    batch_size: int = 32
+    batch_size: int | Auto = "auto"
+    engine: Engine = "auto"
+    precision: Precision | Auto = "auto"
+    device: DeviceKind = "auto"
 
 
 @dataclass(frozen=True, slots=True)

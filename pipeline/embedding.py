@@ -16,6 +16,7 @@ from pipeline.manifest import Manifest, save_manifest
 from pipeline.run_folder import RunFolder, write_json
 from transforms.embed import EmbedImages
 from transforms.load import LoadImages, LoadSettings
+from transforms.model.calibration import Trial
 from transforms.model.embedder import EmbedderSettings
 from transforms.plan import PlanSettings, PlanShards
 from transforms.read import ReadRefs, Source
@@ -27,7 +28,10 @@ from transforms.write import ForgetFailures, WriteShards
 
 @dataclass(frozen=True)
 class EmbedPlan:
-    """Everything the pipeline needs, resolved and checked: no flag, no handle is looked up after this."""
+    """Everything the pipeline needs, resolved and checked: no flag, no handle is looked up after this.
+
+    `trial` is how quick the model was here, where it was tried.
+    """
 
     run: RunFolder
     manifest: Manifest
@@ -36,6 +40,7 @@ class EmbedPlan:
     load: LoadSettings
     embedder: EmbedderSettings
     row_format: RowFormat
+    trial: Trial | None
 
 
 class EmbedShards(beam.PTransform):  # type: ignore[misc]

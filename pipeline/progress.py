@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from pipeline.cost import duration
 from transforms.count import EMBEDDED, FAILED, INDEXED, PLANNED
 
 Counts = Callable[[], Mapping[str, int]]
@@ -26,10 +27,14 @@ class Moment:
 
 
 class Meter:
-    """Done, total, rate and time left, from counts that grow."""
+    """Done, total, rate and time left, from counts that grow.
 
-    def __init__(self, counts: Counts) -> None:
+    `expected_rate` is what the model alone does in a second, for the time before the first image.
+    """
+
+    def __init__(self, counts: Counts, expected_rate: float | None = None) -> None:
         self._counts = counts
+        self._expected_rate = expected_rate
         self._moments = [Moment(time.monotonic(), 0)]
         self.total = self.done = self.failed = 0
 
@@ -52,11 +57,16 @@ class Meter:
 
     def text(self) -> str:
         if not self.done:
-            return "loading the model" if self.total else "planning"
+            return self._before() if self.total else "planning"
         parts = [f"{self.failed:,} failed"]
         if self.rate:
             parts += [f"{self.rate:,.1f} images/s", f"{_duration((self.total - self.done) / self.rate)} left"]
         return ", ".join(parts)
+
+    def _before(self) -> str:
+        if not self._expected_rate:
+            return "loading the model"
+        return f"loading the model, then about {duration(self.total, self._expected_rate)}"
 
 
 def since_now(counts: Counts) -> Counts:
@@ -66,11 +76,12 @@ def since_now(counts: Counts) -> Counts:
 
 
 @contextmanager
-def shown(console: Console, counts: Counts) -> Iterator[None]:
-    """Show progress from a thread of its own while the body runs."""
+def shown(console: Console, counts: Counts, expected_rate: float | None = None) -> Iterator[None]:
+    """Show progress from a thread of its own while the body runs; `expected_rate` is in images/s."""
     done = threading.Event()
     watch = _watch_live if console.is_terminal else _watch_plain
-    thread = threading.Thread(target=watch, args=(console, Meter(counts), done), daemon=True)
+    meter = Meter(counts, expected_rate)
+    thread = threading.Thread(target=watch, args=(console, meter, done), daemon=True)
     thread.start()
     try:
         yield

@@ -23,7 +23,10 @@ def settings_of(
     preprocessing = Preprocessing(
         how["height"], how["width"], how["resize"], allow_truncated=how["allow_truncated"]
     )
-    return EmbedderSettings(model["handle"], model["digest"], batch_size, top_k=1), preprocessing
+    settings = EmbedderSettings(
+        model["handle"], model["digest"], batch_size, top_k=1, precision=model["precision"]
+    )
+    return settings, preprocessing
 
 
 class QueryModel:

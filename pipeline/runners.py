@@ -38,6 +38,10 @@ def is_local(options: PipelineOptions) -> bool:
     return (options.view_as(StandardOptions).runner or "").lower() in _LOCAL
 
 
+def is_dataflow(options: PipelineOptions) -> bool:
+    return (options.view_as(StandardOptions).runner or "").lower() == "dataflowrunner"
+
+
 def new_pipeline(options: PipelineOptions) -> beam.Pipeline:
     """A pipeline on the engine that the options name; raises `UserError` if they are incomplete."""
     try:

@@ -1,6 +1,6 @@
 """What tests share: rendered photographs, made once, and a run of the job on the embedded model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,14 @@ import pytest
 
 from tests.runs import RunOutcome, run_embed
 from transforms.sample import write_samples
+
+
+@pytest.fixture(scope="session", autouse=True)
+def calibrations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """How a model runs best is tried once for all tests, and not taken from whoever runs them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from transforms import storage
 from transforms.schema import encode_parquet
 
 IDENTITY = {
-    "model": {"handle": "small", "digest": "of no model", "labels": "none"},
+    "model": {"handle": "small", "digest": "of no model", "labels": "none", "precision": "float32"},
     "preprocessing": {"height": 96, "width": 96, "resize": "crop", "allow_truncated": False},
     "rows": {},
     "top_k": 1,

@@ -2,10 +2,14 @@
 
 Failures and shard ends pass through, so that one stream reaches the writer. They weigh nothing
 in a batch, but a shard's end fills it up: the last, partial batch of a shard runs at once.
+
+A batch's rows come out when a later batch has gone in, so that the model never waits for the next one
+to be gathered; a shard's end waits for all.
 """
 
-import time
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import apache_beam as beam
@@ -36,6 +40,7 @@ class EmbedderHandler(ModelHandler):  # type: ignore[misc]
     def __init__(self, settings: EmbedderSettings) -> None:
         super().__init__()
         self._settings = settings
+        self._flight = Flight()
 
     def load_model(self) -> Embedder:
         return load_embedder(self._settings)
@@ -43,7 +48,7 @@ class EmbedderHandler(ModelHandler):  # type: ignore[misc]
     def run_inference(
         self, batch: Sequence[Loaded], model: Embedder, inference_args: dict[str, Any] | None = None
     ) -> list[Embedded]:
-        return embed_batch(batch, model)
+        return embed_batch(batch, model, self._flight)
 
     def batch_elements_kwargs(self) -> dict[str, Any]:
         size = self._settings.batch_size
@@ -61,19 +66,33 @@ class EmbedderHandler(ModelHandler):  # type: ignore[misc]
         return int(isinstance(item, DecodedImage))
 
 
-def embed_batch(batch: Sequence[Loaded], embedder: Embedder) -> list[Embedded]:
-    """The batch's images through one pass of the model; everything else as it came, before them."""
+class Flight:
+    """The batches of one stream that are in the model, in the order they went in."""
+
+    def __init__(self) -> None:
+        self._begun: deque[tuple[Sequence[DecodedImage], Future[BatchOutcome]]] = deque()
+
+    def begin(self, images: Sequence[DecodedImage], embedder: Embedder) -> None:
+        self._begun.append((images, embedder.submit([image.pixels for image in images])))
+
+    def land(self, at_most: int) -> Iterator[Embedded]:
+        """The rows of the oldest batches, until no more than so many are in the model."""
+        while len(self._begun) > at_most:
+            images, outcome = self._begun.popleft()
+            yield from _rows(images, outcome.result())
+
+
+def embed_batch(batch: Sequence[Loaded], embedder: Embedder, flight: Flight) -> list[Embedded]:
+    """The batch's images into the model, rows that are ready out of it; everything else as it came, first."""
     images = [item for item in batch if isinstance(item, DecodedImage)]
     passed: list[Embedded] = [item for item in batch if not isinstance(item, DecodedImage)]
-    if not images:
-        return passed
-    start = time.perf_counter()
-    outcome = embedder.embed([image.pixels for image in images])
-    share_s = (time.perf_counter() - start) / len(images)
-    return [*passed, *_rows(images, outcome, share_s)]
+    if images:
+        flight.begin(images, embedder)
+    ended = any(isinstance(item, ShardEnd) for item in passed)
+    return [*passed, *flight.land(0 if ended else embedder.capacity)]
 
 
-def _rows(images: Sequence[DecodedImage], outcome: BatchOutcome, share_s: float) -> Iterator[Embedded]:
+def _rows(images: Sequence[DecodedImage], outcome: BatchOutcome) -> Iterator[Embedded]:
     batch = outcome.batch
     for row, position in enumerate(outcome.kept):
         image = images[position]
@@ -84,7 +103,7 @@ def _rows(images: Sequence[DecodedImage], outcome: BatchOutcome, share_s: float)
             top_classes=batch.top_classes[row],
             top_probabilities=batch.top_probabilities[row],
             logits=None if batch.logits is None else batch.logits[row],
-            embed_s=share_s,
+            embed_s=outcome.seconds / len(images),
         )
     for position, error in outcome.rejected:
         yield failure(images[position].ref, error)

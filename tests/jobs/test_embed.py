@@ -10,6 +10,7 @@ import pytest
 
 from jobs.__main__ import main
 from jobs.embed import DEFAULT_MODEL, config_of, parse
+from pipeline.config import ModelConfig
 from pipeline.runners import beam_options, is_local
 from transforms.sample import write_samples
 
@@ -29,11 +30,12 @@ def test_every_flag_reaches_the_config() -> None:
     flags = (
         "--uri-column u --keep-columns a,b --model m --labels l --batch-size 7 --resize pad --max-bytes 1KiB "
         "--max-pixels 9 --allow-truncated --threads 3 --timeout 2.5 --retries 1 --allow-private-addresses "
-        "--top-k 2 --logits --float16 --shard-size 11 --retry-failures"
+        "--top-k 2 --logits --float16 --shard-size 11 --retry-failures "
+        "--engine hub --precision float16 --device cpu"
     )
     config = config_of(parse([*BASE, *flags.split()])[0])
     assert (config.input.uri_column, config.input.keep_columns) == ("u", ("a", "b"))
-    assert (config.model.handle, config.model.labels, config.model.batch_size) == ("m", "l", 7)
+    assert config.model == ModelConfig("m", "l", 7, "hub", "float16", "cpu")
     assert (config.decode.resize, config.decode.max_pixels, config.decode.allow_truncated) == ("pad", 9, True)
     assert (config.fetch.max_bytes, config.threads) == (1024, 3)
     assert (config.fetch.web.timeout_s, config.fetch.web.retries, config.fetch.web.allow_private) == (

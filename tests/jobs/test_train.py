@@ -7,7 +7,7 @@ import pytest
 from jobs.__main__ import main
 from tests.runs import run_embed
 from transforms.errors import UserError
-from transforms.model.hub import describe_network
+from transforms.model.engine import describe_network
 from transforms.model.source import locate_model
 from transforms.sample import CLASSES
 

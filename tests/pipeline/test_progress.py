@@ -45,6 +45,12 @@ def test_the_rate_counts_from_the_first_image_not_from_the_start(clock: Clock) -
     assert meter.text() == "2 failed, 4.0 images/s, 0:18 left"
 
 
+def test_before_the_first_image_the_models_own_rate_says_how_long_it_takes(clock: Clock) -> None:
+    meter = Meter(lambda: {PLANNED: 6_000}, expected_rate=20.0)
+    meter.read()
+    assert meter.text() == "loading the model, then about 5 min"
+
+
 def test_the_rate_forgets_what_is_older_than_a_minute(clock: Clock) -> None:
     done = 0
     meter = Meter(lambda: {PLANNED: 10_000, EMBEDDED: done})

@@ -2,7 +2,9 @@
 
 import fcntl
 import gzip
+import io
 import json
+import re
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,10 +16,14 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
-from pipeline.config import DecodeConfig, ModelConfig, OutputConfig
+from pipeline.config import DecodeConfig, EmbedConfig, InputConfig, ModelConfig, OutputConfig
 from pipeline.manifest import load_manifest
+from pipeline.run import embed as embed_job
+from pipeline.run import prepare
 from pipeline.run_folder import RunFolder
+from pipeline.runners import beam_options
 from pipeline.status import status_of
 from tests.runs import RunOutcome, run_embed
 from transforms.errors import UserError
@@ -220,6 +226,52 @@ def test_another_way_of_embedding_is_refused(
     with pytest.raises(UserError, match=difference):
         embed(photos, **changes)
     assert load_manifest(RunFolder(str(embed(photos).run))).identity == before.identity  # type: ignore[union-attr]
+
+
+def test_a_run_goes_on_in_the_precision_that_it_was_begun_in(
+    photos: Path, embed: Embed, tmp_path: Path
+) -> None:
+    first = tmp_path / "first.txt"
+    first.write_text("".join(f"{path}\n" for path in sorted(photos.iterdir())[:5]))
+    embed(first, model=ModelConfig("small", precision="bfloat16", batch_size=4))
+    outcome = embed(photos)
+    assert outcome.manifest.identity["model"]["precision"] == "bfloat16"
+    assert len(outcome.names) == 48
+    with pytest.raises(UserError, match=r"model\.precision: bfloat16 there, float32 now"):
+        embed(photos, model=ModelConfig("small", precision="float32"))
+
+
+def test_half_precision_gives_nearly_the_same_vectors(photos: Path, embed: Embed, tmp_path: Path) -> None:
+    half = embed(photos, model=ModelConfig("small", precision="bfloat16", batch_size=8)).rows
+    exact = run_embed(
+        tmp_path / "exact", photos, model=ModelConfig("small", precision="float32", batch_size=8)
+    ).rows
+    a, b = (
+        np.stack(table.sort_by("uri")["embedding"].to_numpy()).astype(np.float64) for table in (half, exact)
+    )
+    cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    assert cosine.min() > 0.9995
+    assert not np.array_equal(a, b)
+
+
+def test_what_the_model_takes_is_said_before_the_work_starts(photos: Path, tmp_path: Path) -> None:
+    said = io.StringIO()
+    config = EmbedConfig(InputConfig((str(photos),)), str(tmp_path / "run"), ModelConfig("small"), threads=2)
+    embed_job(config, beam_options({}), Console(file=said, width=200))
+    assert re.search(
+        r"^Model:  our network in \w+, \d+ images a pass, on .*: [\d.,]+ images/s", said.getvalue()
+    )
+
+
+def test_elsewhere_nothing_is_tried(photos: Path, tmp_path: Path) -> None:
+    config = EmbedConfig(InputConfig((str(photos),)), str(tmp_path / "run"), ModelConfig("small"), threads=2)
+    plan = prepare(config, here=False)
+    assert plan.trial is None
+    assert (plan.embedder.precision, plan.embedder.batch_size, plan.embedder.engine) == (
+        "float32",
+        32,
+        "auto",
+    )
 
 
 def test_other_labels_are_refused_too(photos: Path, embed: Embed, tmp_path: Path) -> None:

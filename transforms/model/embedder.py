@@ -1,13 +1,15 @@
 """uint8 images to vectors and labels: scaling, the network, softmax and top-k as one graph.
 
 Batches come in few sizes, shrink when memory runs out, and are halved down to the image that the
-network rejects.
+network rejects. Each GPU has a copy of the network, and is handed a batch while it computes another.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from threading import Lock
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,24 +17,42 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from transforms.errors import EmbedFailure, ModelRejected, NonFiniteVector, UserError
-from transforms.model.hub import load_network
+from transforms.model.devices import Device, find_devices
+from transforms.model.engine import load_network
 from transforms.model.network import Network
-from transforms.model.source import identify_model, locate_model
+from transforms.model.options import (
+    DEFAULT_BATCH_SIZE,
+    DEFAULT_PRECISION,
+    DeviceKind,
+    Engine,
+    Precision,
+)
+from transforms.model.source import ModelFiles, identify_model, locate_model
 
 _log = logging.getLogger(__name__)
 
 Image = NDArray[np.uint8]
 
+# While a GPU computes one batch, the next is stacked and sent to it.
+BATCHES_A_GPU = 2
+
 
 @dataclass(frozen=True, slots=True)
 class EmbedderSettings:
-    """Which model, by handle and `identify_model`, so that each worker finds the same; and what it gives."""
+    """Which model, by handle and `identify_model`, so that each worker finds the same; what it gives.
+
+    And how it runs: `compiled` is by XLA, which wants batches of one size.
+    """
 
     handle: str
     digest: str
-    batch_size: int = 32
+    batch_size: int = DEFAULT_BATCH_SIZE
     top_k: int = 5
     keep_logits: bool = False
+    engine: Engine = "auto"
+    precision: Precision = DEFAULT_PRECISION
+    device: DeviceKind = "auto"
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -56,11 +76,15 @@ class EmbeddedBatch:
 
 @dataclass(frozen=True, slots=True)
 class BatchOutcome:
-    """Row i of `batch` is of the image at `kept[i]`; every other image is in `rejected`, with its reason."""
+    """Row i of `batch` is of the image at `kept[i]`; every other image is in `rejected`, with its reason.
+
+    `seconds` is how long the model took.
+    """
 
     batch: EmbeddedBatch
     kept: Sequence[int]
     rejected: Sequence[tuple[int, EmbedFailure]]
+    seconds: float = 0.0
 
 
 class _Results(NamedTuple):
@@ -81,35 +105,92 @@ def load_embedder(settings: EmbedderSettings) -> "Embedder":
             f"--model {settings.handle}: {files.folder} holds another model than when the job began; "
             "start the job again, or give all workers the same model"
         )
-    return Embedder(load_network(files), settings)
+    devices = find_devices(settings.device)
+    networks = _place(files, settings, devices)
+    return Embedder(networks, settings)
+
+
+def capacity(devices: Sequence[Device]) -> int:
+    """How many batches are in the model at once."""
+    return sum(BATCHES_A_GPU if device.is_gpu else 1 for device in devices)
+
+
+def _place(files: ModelFiles, settings: EmbedderSettings, devices: Sequence[Device]) -> "list[Placed]":
+    """A network on each device; the graph of a module, which is not ours to copy, on the first alone."""
+    placed = [_load_on(files, settings, devices[0])]
+    if placed[0].network.engine == "native":
+        checked = replace(settings, engine="native")
+        placed += [_load_on(files, checked, device) for device in devices[1:]]
+    elif len(devices) > 1:
+        _log.warning("%s runs on one of %d GPUs: only a PNASNet-5 is copied", files.handle, len(devices))
+    return placed
+
+
+def _load_on(files: ModelFiles, settings: EmbedderSettings, device: Device) -> "Placed":
+    with tf.device(device.name):
+        return Placed(load_network(files, settings.engine, settings.precision), device)
+
+
+class Placed(NamedTuple):
+    """A network, and the device that its weights lie on."""
+
+    network: Network
+    device: Device
+
+
+Graph = Callable[[Any], Any]
 
 
 class Embedder:
-    """One network for any number of threads: it takes one batch at a time, with all cores."""
+    """Copies of one network, for any number of threads: each takes a batch at a time."""
 
-    def __init__(self, network: Network, settings: EmbedderSettings) -> None:
-        self._network = network
-        self._top_k = min(settings.top_k, network.info.class_count)
+    def __init__(self, placed: Sequence[Placed], settings: EmbedderSettings) -> None:
+        self.network = placed[0].network
+        info = self.network.info
+        self._top_k = min(settings.top_k, info.class_count)
         self._keep_logits = settings.keep_logits
-        self._sizes = _batch_sizes(settings.batch_size)
-        self._lock = Lock()
-        # One trace for all batch sizes: a trace each would cost seconds and memory for each.
-        images = tf.TensorSpec((None, network.info.height, network.info.width, 3), tf.uint8)
-        self._graph = tf.function(self._trace, input_signature=[images])
+        self._compiled = settings.compiled
+        self._sizes = (settings.batch_size,) if self._compiled else _batch_sizes(settings.batch_size)
+        self._free: SimpleQueue[Graph] = SimpleQueue()
+        graphs = [self._graph(one) for one in placed]
+        for one, graph in zip(placed, graphs, strict=True):
+            for _ in range(capacity([one.device])):
+                self._free.put(graph)
+        self.capacity = self._free.qsize()
+        self._pool = ThreadPoolExecutor(self.capacity, thread_name_prefix="embed")
+
+    def submit(self, images: Sequence[Image]) -> "Future[BatchOutcome]":
+        """`embed`, begun on a thread of its own; `capacity` batches are in the model at once."""
+        return self._pool.submit(self.embed, images)
 
     def embed(self, images: Sequence[Image]) -> BatchOutcome:
         """Vectors and labels of (height, width, 3) images.
 
         Raises tf.errors.OpError where the fault is no image's, `UserError` if not one fits into memory.
         """
-        with self._lock:
-            outcome = _join([self._nothing(), *self._outcomes(images, first=0)])
+        graph = self._free.get()
+        start = time.perf_counter()
+        try:
+            outcome = _join([self._nothing(), *self._outcomes(graph, images, first=0)])
             if outcome.rejected and not outcome.kept:
-                self._check_network()
-        return outcome
+                self._check_network(graph)
+        finally:
+            self._free.put(graph)
+        return replace(outcome, seconds=time.perf_counter() - start)
 
-    def _trace(self, images: tf.Tensor) -> _Results:
-        outputs = self._network.forward(tf.cast(images, tf.float32) / 255.0)
+    def _graph(self, placed: Placed) -> Graph:
+        """One trace for all batch sizes: a trace each would cost seconds and memory for each."""
+        info = placed.network.info
+        images = tf.TensorSpec((None, info.height, info.width, 3), tf.uint8)
+
+        def trace(batch: tf.Tensor) -> _Results:
+            with tf.device(placed.device.name):
+                return self._trace(placed.network, batch)
+
+        return tf.function(trace, input_signature=[images], jit_compile=self._compiled or None)  # type: ignore[no-any-return]
+
+    def _trace(self, network: Network, images: tf.Tensor) -> _Results:
+        outputs = network.forward(tf.cast(images, tf.float32) / 255.0)
         probabilities, classes = tf.math.top_k(tf.nn.softmax(outputs.logits), self._top_k)
         finite = [tf.reduce_all(tf.math.is_finite(tensor), axis=1) for tensor in outputs]
         return _Results(
@@ -120,17 +201,17 @@ class Embedder:
             finite=tf.logical_and(*finite),
         )
 
-    def _outcomes(self, images: Sequence[Image], first: int) -> Iterator[BatchOutcome]:
+    def _outcomes(self, graph: Graph, images: Sequence[Image], first: int) -> Iterator[BatchOutcome]:
         """Outcomes of pass after pass; `first` is the position of the first of the images."""
         while images:
             count, rows = self._next_pass(len(images))
             try:
-                results = self._run(images[:count], rows)
+                results = self._run(graph, images[:count], rows)
             except tf.errors.ResourceExhaustedError as error:
                 self._shrink(rows, error)
                 continue
             except tf.errors.OpError as error:
-                yield from self._halves(images[:count], first, error)
+                yield from self._halves(graph, images[:count], first, error)
             else:
                 yield _outcome(results, first)
             images, first = images[count:], first + count
@@ -140,16 +221,15 @@ class Embedder:
         above = next((size for size in self._sizes if size >= waiting), self._sizes[-1])
         if above <= waiting + waiting // 4:
             return min(waiting, above), above
-        below = max(size for size in self._sizes if size <= waiting)
-        return below, below
+        below = max((size for size in self._sizes if size <= waiting), default=None)
+        return (below, below) if below else (waiting, above)
 
-    def _run(self, images: Sequence[Image], rows: int) -> _Results:
-        info = self._network.info
+    def _run(self, graph: Graph, images: Sequence[Image], rows: int) -> _Results:
+        info = self.network.info
         batch = np.zeros((rows, info.height, info.width, 3), np.uint8)
         np.stack(images, out=batch[: len(images)])
         columns: list[Any] = [
-            None if tensor is None else tensor.numpy()[: len(images)]
-            for tensor in self._graph(tf.constant(batch))
+            None if tensor is None else tensor.numpy()[: len(images)] for tensor in graph(tf.constant(batch))
         ]
         return _Results(*columns)
 
@@ -157,11 +237,14 @@ class Embedder:
         """Never again a batch of so many rows."""
         if rows == 1:
             raise UserError("there is not enough memory to embed even one image at a time") from error
-        self._sizes = tuple(size for size in self._sizes if size < rows)
+        if rows not in self._sizes:  # another thread was as unlucky
+            return
+        smaller = tuple(size for size in _batch_sizes(rows) if size < rows)
+        self._sizes = smaller[-1:] if self._compiled else smaller
         _log.warning("out of memory with %d images a pass; going on with %d", rows, self._sizes[-1])
 
     def _halves(
-        self, images: Sequence[Image], first: int, error: tf.errors.OpError
+        self, graph: Graph, images: Sequence[Image], first: int, error: tf.errors.OpError
     ) -> Iterator[BatchOutcome]:
         """Outcomes of a batch that failed, each half by itself down to the image at fault."""
         if len(images) == 1:
@@ -169,16 +252,16 @@ class Embedder:
             yield BatchOutcome(self._nothing().batch, (), ((first, rejection),))
             return
         half = len(images) // 2
-        yield from self._outcomes(images[:half], first)
-        yield from self._outcomes(images[half:], first + half)
+        yield from self._outcomes(graph, images[:half], first)
+        yield from self._outcomes(graph, images[half:], first + half)
 
-    def _check_network(self) -> None:
+    def _check_network(self, graph: Graph) -> None:
         """Raise if a plain grey image fails too: then network or machine is broken, not every image."""
-        info = self._network.info
-        self._run([np.full((info.height, info.width, 3), 128, np.uint8)], rows=1)
+        info = self.network.info
+        self._run(graph, [np.full((info.height, info.width, 3), 128, np.uint8)], rows=1)
 
     def _nothing(self) -> BatchOutcome:
-        info = self._network.info
+        info = self.network.info
         return BatchOutcome(
             EmbeddedBatch(
                 vectors=np.empty((0, info.feature_width), np.float32),

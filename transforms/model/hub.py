@@ -1,23 +1,20 @@
-"""Networks from files: TF1 Hub modules, TF2 modules and SavedModels, and checkpoints as our own network.
+"""The graph of a TF1 Hub module, a TF2 module or a SavedModel, as its files have it.
 
 Features and logits come from one pass wherever the module allows it: in TF1 by pruning its graph to
 both, in TF2 from a signature or a call that returns both.
 """
 
 import logging
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from typing import Any
 
 import tensorflow as tf
 
 from transforms.errors import UserError
-from transforms.model.checkpoint import describe_checkpoint, find_checkpoint, load_checkpoint
 from transforms.model.network import Network, NetworkInfo, Outputs
 from transforms.model.signatures import Module, OutputKeys, Signature, pick_outputs, read_module, spatial_size
-from transforms.model.source import SAVED_MODEL, ModelFiles
+from transforms.model.source import ModelFiles, named
 from transforms.storage import first_line
 
 _log = logging.getLogger(__name__)
@@ -34,63 +31,26 @@ _CALLS: tuple[dict[str, bool], ...] = (
 )
 
 
-def describe_network(files: ModelFiles) -> NetworkInfo:
-    """The sizes of a network from what its files declare; it is loaded only if they do not say.
+def describe_module(files: ModelFiles) -> NetworkInfo:
+    """The sizes of a module from what its files declare; it is loaded only if they do not say.
 
     Raises `UserError` for files that are damaged or that give no logits or no features.
     """
-    with _named(files):
-        if not _is_saved_model(files):
-            return _describe_ours(files)
+    with named(files):
         module = read_module(files)
         if not module.is_tf2 and not module.sources():
             raise module.missing_outputs()
-        return module.declared() or load_network(files).info
+        return module.declared() or load_module(files).info
 
 
 @lru_cache(maxsize=1)  # what had to be loaded to be described is not loaded again to be used
-def load_network(files: ModelFiles) -> Network:
-    """The network itself; raises `UserError` as `describe_network` does, and for damaged weights."""
-    with _named(files):
-        if not _is_saved_model(files):
-            return Network(_describe_ours(files), _ours(files))
+def load_module(files: ModelFiles) -> Network:
+    """The module's graph; raises `UserError` as `describe_module` does, and for damaged weights."""
+    with named(files):
         module = read_module(files)
         loaded = _load(module)
         forward = _called(module, loaded) if module.is_tf2 else _pruned(module, loaded)
         return Network(module.declared() or _probe(module, loaded, forward), forward)
-
-
-@contextmanager
-def _named(files: ModelFiles) -> Iterator[None]:
-    """Errors about the files start with the handle that a person gave."""
-    subject = f"--model {files.handle}"
-    try:
-        yield
-    except UserError as error:
-        if str(error).startswith(subject):
-            raise
-        raise UserError(f"{subject}: {error}") from error
-
-
-def _is_saved_model(files: ModelFiles) -> bool:
-    return os.path.isfile(os.path.join(files.folder, SAVED_MODEL))
-
-
-def _describe_ours(files: ModelFiles) -> NetworkInfo:
-    arch, class_count = describe_checkpoint(_checkpoint(files))
-    return NetworkInfo(arch.image_size, arch.image_size, class_count, arch.feature_width)
-
-
-def _ours(files: ModelFiles) -> Forward:
-    network = load_checkpoint(_checkpoint(files))
-    return lambda images: Outputs(**network(images * 2 - 1, training=False))
-
-
-def _checkpoint(files: ModelFiles) -> str:
-    prefix = find_checkpoint(files.folder)
-    if prefix is None:
-        raise UserError(f"holds neither {SAVED_MODEL} nor a checkpoint")
-    return prefix
 
 
 def _load(module: Module) -> Any:

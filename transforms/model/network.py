@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from transforms import storage
 from transforms.errors import UserError
 from transforms.model.labels import Labels, imagenet_labels, read_labels
+from transforms.model.options import Engine, Precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,8 @@ class Network:
 
     info: NetworkInfo
     forward: Callable[[Any], Outputs]
+    engine: Engine = "hub"
+    precision: Precision = "float32"
 
 
 def labels_for(network: NetworkInfo, given: str | None) -> Labels:

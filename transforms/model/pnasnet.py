@@ -2,6 +2,7 @@
 
 Layers carry the scopes of TF-Slim's nets/nasnet/pnasnet.py, with "." for "/", so that its
 checkpoints fit by name. Inference graph only: drop-path and the auxiliary head train the original.
+It stands here once, with batch normalisations to train it and read its checkpoints, or folded to run it.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from keras import layers
 
 # TF-Slim, nasnet_utils.py: batch_norm_decay and batch_norm_epsilon of nasnet_large_arg_scope.
 _BN_MOMENTUM = 0.9997
-_BN_EPSILON = 0.001
+BN_EPSILON = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,22 +68,37 @@ def architecture(name: str) -> Architecture:
 
 def build_network(arch: Architecture, class_count: int, bn_momentum: float = _BN_MOMENTUM) -> keras.Model:
     """The network of (N, size, size, 3) float32 in [-1, 1] to `{"features": (N, D), "logits": (N, C)}`."""
+    return _network(arch, class_count, _Body(arch, bn_momentum, "float32"))
+
+
+def build_folded(arch: Architecture, class_count: int, dtype: str = "float32") -> keras.Model:
+    """The same function without batch normalisations, for the weights of `transforms.model.folding`.
+
+    Convolutions have biases and compute in `dtype`; mean, features and logits are float32 always.
+    """
+    return _network(arch, class_count, _Body(arch, None, dtype))
+
+
+def _network(arch: Architecture, class_count: int, body: "_Body") -> keras.Model:
     images = keras.Input((arch.image_size, arch.image_size, 3), name="images")
-    features = _Body(arch, bn_momentum).features(images)
-    logits = layers.Dense(class_count, name="final_layer.FC")(features)
+    features = body.features(images)
+    logits = layers.Dense(class_count, dtype="float32", name="final_layer.FC")(features)
     return keras.Model(images, {"features": features, "logits": logits}, name=f"pnasnet_{arch.name}")
 
 
 class _Body:
     """Builds the layers; `scope` is where in TF-Slim's graph each one stands."""
 
-    def __init__(self, arch: Architecture, bn_momentum: float) -> None:
+    def __init__(self, arch: Architecture, bn_momentum: float | None, dtype: str) -> None:
+        """`bn_momentum` None: without batch normalisations, which the convolutions hold."""
         self._arch = arch
         self._momentum = bn_momentum
+        self._dtype = dtype
+        self._rectified: dict[int, tuple[Any, Any]] = {}
 
     def features(self, images: Any) -> Any:
         arch = self._arch
-        stem = layers.Conv2D(arch.stem_filters, 3, strides=2, use_bias=False, name="conv0")(images)
+        stem = self._convolution(images, arch.stem_filters, 3, 2, "conv0")
         outputs = [None, self._norm(stem, "conv0_bn")]
         filters = arch.filters // 4, arch.filters // 2
         for number in range(2):
@@ -92,7 +108,7 @@ class _Body:
             stride = 2 if number in arch.reductions else 1
             width *= stride
             outputs.append(self._cell(outputs[-1], outputs[-2], width, stride, f"cell_{number}"))
-        return layers.GlobalAveragePooling2D(name="final_layer")(layers.ReLU()(outputs[-1]))
+        return layers.GlobalAveragePooling2D(dtype="float32", name="final_layer")(self._relu(outputs[-1]))
 
     def _cell(self, net: Any, before: Any, filters: int, stride: int, scope: str) -> Any:
         states = [
@@ -104,29 +120,30 @@ class _Body:
                 self._branch(states, branch, filters, stride, f"{scope}.comb_iter_{number}.{side}")
                 for branch, side in zip(branches, ("left", "right"), strict=True)
             ]
-            states.append(layers.Add()(sides))
-        return layers.Concatenate()(states[2:])
+            states.append(layers.Add(dtype=self._dtype)(sides))
+        return layers.Concatenate(dtype=self._dtype)(states[2:])
 
     def _adjusted(self, before: Any, net: Any, filters: int, scope: str) -> Any:
         """The state before the input, brought to the input's size and to `filters` channels."""
         if before is None:
             return net
         if before.shape[1] != net.shape[1]:
-            return self._factorized_reduction(layers.ReLU()(before), filters, scope)
+            return self._factorized_reduction(self._relu(before), filters, scope)
         if before.shape[-1] == filters:
             return before
         return self._project(before, filters, 1, f"{scope}.prev_1x1", f"{scope}.prev_bn")
 
     def _factorized_reduction(self, net: Any, filters: int, scope: str) -> Any:
         """Halve the size: even pixels through one 1x1 convolution, odd ones through another."""
-        half = filters // 2
-        shifted = layers.ZeroPadding2D(((0, 1), (0, 1)))(net)
-        shifted = layers.Cropping2D(((1, 0), (1, 0)))(shifted)
+        half, odd_size = filters // 2, net.shape[1] % 2
+        shifted = layers.Cropping2D(((1, 0), (1, 0)), dtype=self._dtype)(net)
+        if odd_size:  # there is one odd pixel less than even ones
+            shifted = layers.ZeroPadding2D(((0, 1), (0, 1)), dtype=self._dtype)(shifted)
         paths = [
-            layers.Conv2D(half, 1, strides=2, use_bias=False, name=f"{scope}.path1_conv")(net),
-            layers.Conv2D(filters - half, 1, strides=2, use_bias=False, name=f"{scope}.path2_conv")(shifted),
+            self._convolution(net, half, 1, 2, f"{scope}.path1_conv"),
+            self._convolution(shifted, filters - half, 1, 2, f"{scope}.path2_conv"),
         ]
-        return self._norm(layers.Concatenate()(paths), f"{scope}.final_path_bn")
+        return self._norm(layers.Concatenate(dtype=self._dtype)(paths), f"{scope}.final_path_bn")
 
     def _branch(self, states: Sequence[Any], branch: Branch, filters: int, stride: int, scope: str) -> Any:
         net = states[branch.state]
@@ -136,27 +153,31 @@ class _Body:
             return self._max_pool(net, filters, stride, scope)
         if branch.operation == "identity":
             return self._identity(net, filters, stride, scope)
-        return self._separable_twice(net, filters, int(branch.operation[-1]), stride, scope)
+        # The ReLU of a sum that others read too is written another way: TensorFlow 2.21 fuses sum and ReLU
+        # into the convolution before them, does not find the sum any more, and then fuses nothing at all.
+        rectified = self._relu(net) if branch.state < 2 else keras.ops.maximum(net, 0.0)
+        kernel = int(branch.operation[-1])
+        once = self._separable(rectified, filters, kernel, stride, f"{scope}.{{}}_{kernel}x{kernel}_1")
+        return self._separable(self._relu(once), filters, kernel, 1, f"{scope}.{{}}_{kernel}x{kernel}_2")
 
-    def _separable_twice(self, net: Any, filters: int, kernel: int, stride: int, scope: str) -> Any:
-        for number in (1, 2):
-            name = f"{kernel}x{kernel}_{number}"
-            convolution = layers.SeparableConv2D(
-                filters,
-                kernel,
-                strides=stride if number == 1 else 1,
-                padding="same",
-                use_bias=False,
-                name=f"{scope}.separable_{name}",
-            )
-            net = self._norm(convolution(layers.ReLU()(net)), f"{scope}.bn_sep_{name}")
-        return net
+    def _separable(self, rectified: Any, filters: int, kernel: int, stride: int, scope: str) -> Any:
+        """`scope` has a place for the kind of layer."""
+        convolution = layers.SeparableConv2D(
+            filters,
+            kernel,
+            strides=stride,
+            padding="same",
+            use_bias=self._folded,
+            dtype=self._dtype,
+            name=scope.format("separable"),
+        )
+        return self._norm(convolution(rectified), scope.format("bn_sep"))
 
     def _max_pool(self, net: Any, filters: int, stride: int, scope: str) -> Any:
-        net = layers.MaxPooling2D(3, strides=stride, padding="same")(net)
+        net = layers.MaxPooling2D(3, strides=stride, padding="same", dtype=self._dtype)(net)
         if net.shape[-1] == filters:
             return net
-        net = layers.Conv2D(filters, 1, use_bias=False, name=f"{scope}.1x1")(net)
+        net = self._convolution(net, filters, 1, 1, f"{scope}.1x1")
         return self._norm(net, f"{scope}.bn_1")
 
     def _identity(self, net: Any, filters: int, stride: int, scope: str) -> Any:
@@ -165,8 +186,25 @@ class _Body:
         return self._project(net, filters, stride, f"{scope}.1x1", f"{scope}.bn_1")
 
     def _project(self, net: Any, filters: int, stride: int, scope: str, norm_scope: str) -> Any:
-        convolution = layers.Conv2D(filters, 1, strides=stride, use_bias=False, name=scope)
-        return self._norm(convolution(layers.ReLU()(net)), norm_scope)
+        return self._norm(self._convolution(self._relu(net), filters, 1, stride, scope), norm_scope)
+
+    def _convolution(self, net: Any, filters: int, kernel: int, stride: int, scope: str) -> Any:
+        convolution = layers.Conv2D(
+            filters, kernel, strides=stride, use_bias=self._folded, dtype=self._dtype, name=scope
+        )
+        return convolution(net)
 
     def _norm(self, net: Any, scope: str) -> Any:
-        return layers.BatchNormalization(momentum=self._momentum, epsilon=_BN_EPSILON, name=scope)(net)
+        if self._folded:
+            return net
+        return layers.BatchNormalization(momentum=self._momentum, epsilon=BN_EPSILON, name=scope)(net)
+
+    def _relu(self, net: Any) -> Any:
+        """One for all who ask: four branches and two cells read the same tensor."""
+        if id(net) not in self._rectified:  # the tensor is kept too, so that no other gets its id
+            self._rectified[id(net)] = net, layers.ReLU(dtype=self._dtype)(net)
+        return self._rectified[id(net)][1]
+
+    @property
+    def _folded(self) -> bool:
+        return self._momentum is None

@@ -6,7 +6,8 @@ import shutil
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import tensorflow as tf
@@ -32,6 +33,23 @@ class ModelFiles:
 
     handle: str
     folder: str
+
+    @property
+    def is_saved_model(self) -> bool:
+        """Whether there is a graph; a checkpoint is weights alone."""
+        return os.path.isfile(os.path.join(self.folder, SAVED_MODEL))
+
+
+@contextmanager
+def named(files: ModelFiles) -> Iterator[None]:
+    """Errors about the files start with the handle that a person gave."""
+    subject = f"--model {files.handle}"
+    try:
+        yield
+    except UserError as error:
+        if str(error).startswith(subject):
+            raise
+        raise type(error)(f"{subject}: {error}") from error
 
 
 def locate_model(handle: str, digest: str | None = None) -> ModelFiles:
@@ -128,7 +146,7 @@ def _resolve_hub(handle: str) -> str:
 
 def _cached(handle: str, digest: str | None, fetch: Callable[[str, str], None]) -> str:
     """The folder of the cache, named by what it holds, that `fetch(handle, folder)` filled."""
-    cache = _cache_folder()
+    cache = cache_folder("models")
     if digest and os.path.isdir(os.path.join(cache, digest)):
         return os.path.join(cache, digest)
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache) as temporary:
@@ -153,13 +171,14 @@ def _publish(folder: str, target: str) -> None:
             raise
 
 
-def _cache_folder() -> str:
+def cache_folder(kind: str) -> str:
+    """Where this user's `kind` of things is kept; raises `UserError` where that cannot be."""
     root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    folder = os.path.join(root, "pnasvec", "models")
+    folder = os.path.join(root, "pnasvec", kind)
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot keep models in {folder}: {error}; set XDG_CACHE_HOME") from error
+        raise UserError(f"cannot keep {kind} in {folder}: {error}; set XDG_CACHE_HOME") from error
     return folder
 
 

@@ -1,5 +1,6 @@
 """TF-Slim's checkpoints: found in a folder, recognised by their shapes, read by name."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,9 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from transforms.errors import UserError
-from transforms.model.checkpoint import (
-    describe_checkpoint,
-    find_checkpoint,
-    load_checkpoint,
-    slim_variables,
-)
+from transforms.model.checkpoint import SlimVariables, find_checkpoint, slim_variables
+from transforms.model.export import export_hub_module
+from transforms.model.folding import slim_shapes
 from transforms.model.pnasnet import architecture, build_network
 
 Weights = dict[str, NDArray[np.float32]]
@@ -46,71 +44,104 @@ def save(prefix: Path, tensors: Weights) -> str:
 def test_outputs_from_slims_checkpoint_are_slims(slim: Any) -> None:
     prefix = find_checkpoint(str(slim.folder / "slim_pnasnet_mobile"))
     assert prefix is not None
-    arch, class_count = describe_checkpoint(prefix)
-    assert (arch.name, class_count) == ("mobile", 1001)
-    _, images = slim.draw("mobile", arch.image_size)
-    slim.check("mobile", load_checkpoint(prefix)(images, training=False))
+    variables = SlimVariables(prefix)
+    assert (variables.architecture.name, variables.class_count) == ("mobile", 1001)
+    _, images = slim.draw("mobile", variables.architecture.image_size)
+    slim.check("mobile", variables.load()(images, training=False))
+
+
+def check_same(found: keras.Model, expected: keras.Model) -> None:
+    """Folded and unfolded give the same but for rounding."""
+    images = np.random.default_rng(1).uniform(-1, 1, (2, 96, 96, 3)).astype(np.float32)
+    for key, output in found(images, training=False).items():
+        reference = np.asarray(expected(images, training=False)[key])
+        np.testing.assert_allclose(output, reference, atol=1e-4 * reference.std())
 
 
 def test_network_reads_back_beside_what_training_left(
-    tmp_path: Path, network: keras.Model, weights: Weights
+    tmp_path: Path, network: keras.Model, weights: Weights, caplog: pytest.LogCaptureFixture
 ) -> None:
     left_over = {"global_step": np.zeros(1, np.float32), "aux_7/aux_logits/FC/biases": np.ones(9, np.float32)}
     prefix = save(tmp_path / "model.ckpt", weights | left_over)
-    images = np.random.default_rng(1).uniform(-1, 1, (2, 96, 96, 3)).astype(np.float32)
-    again = load_checkpoint(prefix)
-    for key, output in again(images, training=False).items():
-        np.testing.assert_array_equal(output, network(images, training=False)[key])
+    with caplog.at_level(logging.INFO, logger="transforms.model.checkpoint"):
+        check_same(SlimVariables(prefix).load(), network)
+    assert "left out aux_7/aux_logits/FC/biases, global_step" in caplog.text
 
 
 def test_moving_averages_win_over_the_last_step(tmp_path: Path, weights: Weights) -> None:
     averages = {name + AVERAGE: value + 1 for name, value in weights.items() if "moving" not in name}
-    variables = slim_variables(load_checkpoint(save(tmp_path / "both", weights | averages)))
-    np.testing.assert_array_equal(variables["conv0/weights"].numpy(), weights["conv0/weights"] + 1)
+    variables = SlimVariables(save(tmp_path / "both", weights | averages))
+    np.testing.assert_array_equal(variables.read("conv0/weights"), weights["conv0/weights"] + 1)
     statistics = "conv0_bn/moving_variance"
-    np.testing.assert_array_equal(variables[statistics].numpy(), weights[statistics])
+    np.testing.assert_array_equal(variables.read(statistics), weights[statistics])
+    assert variables.left_out(slim_shapes(variables.load())) == sorted(
+        name for name in weights if "moving" not in name
+    )
 
 
 def test_moving_averages_alone_are_enough(tmp_path: Path, weights: Weights) -> None:
-    prefix = save(tmp_path / "averages", {name + AVERAGE: value for name, value in weights.items()})
-    assert describe_checkpoint(prefix) == (architecture("small"), 9)
-    np.testing.assert_array_equal(slim_variables(load_checkpoint(prefix))[BIASES].numpy(), weights[BIASES])
+    variables = SlimVariables(
+        save(tmp_path / "averages", {name + AVERAGE: value for name, value in weights.items()})
+    )
+    assert (variables.architecture, variables.class_count) == (architecture("small"), 9)
+    np.testing.assert_array_equal(variables.read(BIASES), weights[BIASES])
+
+
+def test_names_under_one_scope_are_found(tmp_path: Path, network: keras.Model, weights: Weights) -> None:
+    prefix = save(tmp_path / "scoped", {f"module/{name}": value for name, value in weights.items()})
+    check_same(SlimVariables(prefix).load(), network)
+
+
+def test_variables_of_a_tf1_hub_module_are_found(
+    tmp_path: Path, network: keras.Model, weights: Weights
+) -> None:
+    export_hub_module(network, str(tmp_path / "module"))
+    check_same(SlimVariables(str(tmp_path / "module" / "variables" / "variables")).load(), network)
+
+
+def test_variables_of_a_tf2_saved_model_are_found_by_their_names(
+    tmp_path: Path, network: keras.Model, weights: Weights
+) -> None:
+    module = tf.Module()
+    module.weights = [tf.Variable(value, name=name) for name, value in weights.items()]
+    tf.saved_model.save(module, str(tmp_path / "module"))
+    check_same(SlimVariables(str(tmp_path / "module" / "variables" / "variables")).load(), network)
 
 
 def test_missing_and_misshapen_variables_are_named(tmp_path: Path, weights: Weights) -> None:
     del weights["cell_1/prev_bn/gamma"]
     weights["conv0_bn/beta"] = np.zeros(5, np.float32)
     with pytest.raises(UserError, match=r"conv0_bn/beta \(5,\), not \(16,\).*cell_1/prev_bn/gamma missing"):
-        load_checkpoint(save(tmp_path / "model.ckpt", weights))
+        SlimVariables(save(tmp_path / "model.ckpt", weights)).load()
 
 
 def test_a_long_list_of_what_is_wrong_is_cut(tmp_path: Path, weights: Weights) -> None:
     kept = {name: value for name, value in weights.items() if "separable" not in name}
     with pytest.raises(UserError, match=r"; .*; .*; .*; .* and \d+ more$"):
-        load_checkpoint(save(tmp_path / "model.ckpt", kept))
+        SlimVariables(save(tmp_path / "model.ckpt", kept)).load()
 
 
 def test_features_without_classes_are_refused(tmp_path: Path, weights: Weights) -> None:
     del weights[BIASES]
     with pytest.raises(UserError, match="cannot name classes"):
-        describe_checkpoint(save(tmp_path / "model.ckpt", weights))
+        SlimVariables(save(tmp_path / "model.ckpt", weights))
 
 
 def test_other_networks_are_refused(tmp_path: Path) -> None:
     prefix = save(tmp_path / "model.ckpt", {"resnet/conv1/weights": np.zeros((7, 7, 3, 64), np.float32)})
     with pytest.raises(UserError, match=r"no PNASNet-5 that we know \(large, mobile, small\)"):
-        describe_checkpoint(prefix)
+        SlimVariables(prefix)
 
 
 def test_damaged_checkpoints_are_refused(tmp_path: Path, weights: Weights) -> None:
     (tmp_path / "text.index").write_text("version https://git-lfs.github.com/spec/v1\n" * 10)
     with pytest.raises(UserError, match="no readable checkpoint"):
-        describe_checkpoint(str(tmp_path / "text"))
+        SlimVariables(str(tmp_path / "text"))
     prefix = save(tmp_path / "model.ckpt", weights)
     data = tmp_path / "model.ckpt.data-00000-of-00001"
     data.write_bytes(data.read_bytes()[:1000])
     with pytest.raises(UserError, match="cannot read"):
-        load_checkpoint(prefix)
+        SlimVariables(prefix).load()
 
 
 def test_the_only_checkpoint_of_a_folder_is_found(tmp_path: Path) -> None:

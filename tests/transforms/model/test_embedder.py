@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from transforms.errors import ModelRejected, NonFiniteVector, UserError
-from transforms.model.embedder import BatchOutcome, Embedder, EmbedderSettings, load_embedder
+from transforms.model.devices import Device
+from transforms.model.embedder import BatchOutcome, Embedder, EmbedderSettings, Placed, load_embedder
 from transforms.model.network import Network, NetworkInfo, Outputs
 from transforms.model.source import ModelFiles, identify_model
 
@@ -41,7 +42,8 @@ class Passes:
 
     def embedder(self, batch_size: int = 8, top_k: int = 2, keep_logits: bool = False) -> Embedder:
         network = Network(NetworkInfo(SIZE, SIZE, CLASSES, WIDTH), self.forward)
-        return Embedder(network, EmbedderSettings("any", "any", batch_size, top_k, keep_logits))
+        settings = EmbedderSettings("any", "any", batch_size, top_k, keep_logits)
+        return Embedder([Placed(network, Device("/CPU:0", "any"))], settings)
 
 
 def images(count: int, seed: int = 0) -> list[Image]:

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from transforms.errors import UserError
-from transforms.model.hub import describe_network, load_network
+from transforms.model.hub import describe_module, load_module
 from transforms.model.network import Network, NetworkInfo
 from transforms.model.source import ModelFiles
 
@@ -114,8 +114,8 @@ def warned(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
 
 def test_our_module_computes_what_our_network_does(tiny_module: Path, tiny_network: keras.Model) -> None:
     images = np.random.default_rng(3).uniform(0, 1, (2, 32, 32, 3)).astype(np.float32)
-    network = load_network(files_at(tiny_module))
-    assert network.info == describe_network(files_at(tiny_module))
+    network = load_module(files_at(tiny_module))
+    assert network.info == describe_module(files_at(tiny_module))
     assert network.info.labels is not None
     expected = tiny_network(images * 2 - 1, training=False)
     outputs = network.forward(tf.constant(images))
@@ -124,7 +124,7 @@ def test_our_module_computes_what_our_network_does(tiny_module: Path, tiny_netwo
 
 
 def test_our_module_runs_its_body_once(tiny_module: Path, tiny_network: keras.Model) -> None:
-    forward = load_network(files_at(tiny_module)).forward
+    forward = load_module(files_at(tiny_module)).forward
     images = tf.TensorSpec((None, 32, 32, 3), tf.float32)
     once = operations(lambda images: tiny_network(images, training=False), "Conv2D", images)
     assert operations(forward, "Conv2D", images) == once
@@ -136,8 +136,8 @@ def test_our_module_runs_its_body_once(tiny_module: Path, tiny_network: keras.Mo
 @pytest.mark.parametrize("folder", ["hub_pnasnet_mobile", "slim_pnasnet_mobile"])
 def test_reference_models_give_slims_outputs(slim: Any, folder: str) -> None:
     files = files_at(slim.folder / folder)
-    network = load_network(files)
-    assert network.info == describe_network(files) == NetworkInfo(224, 224, 1001, 1080)
+    network = load_module(files)
+    assert network.info == describe_module(files) == NetworkInfo(224, 224, 1001, 1080)
     _, images = slim.draw("mobile", 224)
     slim.check("mobile", network.forward(tf.constant((images + 1) / 2))._asdict())
 
@@ -145,8 +145,8 @@ def test_reference_models_give_slims_outputs(slim: Any, folder: str) -> None:
 @pytest.mark.parametrize("tags", [[], ["serve"]])
 def test_tf1_signatures_with_inputs_of_their_own(tmp_path: Path, tags: list[str]) -> None:
     files = save_tf1(tmp_path / "module", tags, "image_classification", "image_feature_vector")
-    assert describe_network(files) == INFO
-    check(load_network(files))
+    assert describe_module(files) == INFO
+    check(load_module(files))
 
 
 def test_a_tf2_signature_with_both_runs_once(tmp_path: Path, warned: Callable[[], list[str]]) -> None:
@@ -157,10 +157,10 @@ def test_a_tf2_signature_with_both_runs_once(tmp_path: Path, warned: Callable[[]
         return {"features": features, "logits": features @ toy.classify}
 
     files = save(toy, tmp_path / "module", serving_default=both)
-    load_network.cache_clear()
-    assert describe_network(files) == INFO
-    assert load_network.cache_info().currsize == 0, "describing it loaded it"
-    network = load_network(files)
+    load_module.cache_clear()
+    assert describe_module(files) == INFO
+    assert load_module.cache_info().currsize == 0, "describing it loaded it"
+    network = load_module(files)
     check(network)
     assert operations(network.forward, "MatMul", SPEC) == 2
     assert warned() == []
@@ -175,10 +175,10 @@ def test_a_tf2_hub_module_is_asked_for_its_endpoints(
         toy.__call__.get_concrete_function(SPEC, training=False, return_endpoints=endpoints)
     signatures = {"serving_default": lambda images: {"logits": toy.logits(images)}} if served else {}
     files = save(toy, tmp_path / "module", **signatures)
-    load_network.cache_clear()
-    assert describe_network(files) == INFO
-    check(load_network(files))
-    assert load_network.cache_info().misses == 1, "it was loaded twice"
+    load_module.cache_clear()
+    assert describe_module(files) == INFO
+    check(load_module(files))
+    assert load_module.cache_info().misses == 1, "it was loaded twice"
     assert warned() == []
 
 
@@ -192,8 +192,8 @@ def test_two_tf2_signatures_are_two_passes_and_a_warning(
         classify=lambda images: {"logits": toy.logits(images)},
         embed=lambda images: {"feature_vector": toy.features(images)},
     )
-    assert describe_network(files) == INFO
-    check(load_network(files))
+    assert describe_module(files) == INFO
+    check(load_module(files))
     assert [text for text in warned() if "two passes" in text] == warned()
     assert len(warned()) == 1
 
@@ -206,8 +206,8 @@ def test_sizes_that_are_not_declared_are_measured(tmp_path: Path) -> None:
         return {key: tf.reshape(value, (tf.shape(images)[0], -1)) for key, value in outputs.items()}
 
     files = save(toy, tmp_path / "module", serving_default=vague)
-    assert describe_network(files) == INFO
-    check(load_network(files))
+    assert describe_module(files) == INFO
+    check(load_module(files))
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_a_tf2_module_without_both_says_what_it_has(
         serving_default=lambda images: {key: getattr(toy, name)(images) for key, name in outputs.items()},
     )
     with pytest.raises(UserError, match=f"--model {tmp_path}/module: {reason}"):
-        describe_network(files)
+        describe_module(files)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_a_tf2_module_without_both_says_what_it_has(
 def test_a_tf1_module_without_both_says_what_it_has(tmp_path: Path, signature: str, missing: str) -> None:
     files = save_tf1(tmp_path / "module", [], signature)
     with pytest.raises(UserError, match=rf"gives no {missing}: it has {signature} \(default\)"):
-        describe_network(files)
+        describe_module(files)
 
 
 def test_a_module_for_encoded_images_is_refused(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_a_module_for_encoded_images_is_refused(tmp_path: Path) -> None:
     traced = tf.function(decode).get_concrete_function(tf.TensorSpec((None,), tf.string, "data"))
     tf.saved_model.save(toy, str(tmp_path / "module"), signatures={"serving_default": traced})
     with pytest.raises(UserError, match="no signature for float images"):
-        describe_network(files_at(tmp_path / "module"))
+        describe_module(files_at(tmp_path / "module"))
 
 
 def test_a_module_for_images_of_any_size_is_refused(tmp_path: Path) -> None:
@@ -261,17 +261,17 @@ def test_a_module_for_images_of_any_size_is_refused(tmp_path: Path) -> None:
     ).get_concrete_function(tf.TensorSpec((None, None, None, 3), tf.float32, "images"))
     tf.saved_model.save(toy, str(tmp_path / "module"), signatures={"serving_default": traced})
     with pytest.raises(UserError, match="does not say which size of image it takes"):
-        describe_network(files_at(tmp_path / "module"))
+        describe_module(files_at(tmp_path / "module"))
 
 
 def test_damaged_weights_are_a_users_error(tmp_path: Path) -> None:
     files = save_tf1(tmp_path / "module", [], "image_classification", "image_feature_vector")
     (tmp_path / "module" / "variables" / "variables.index").write_bytes(b"not an index")
     with pytest.raises(UserError, match=f"--model {tmp_path}/module: cannot be loaded"):
-        load_network(files)
+        load_module(files)
 
 
 def test_errors_about_a_checkpoint_name_the_handle(tmp_path: Path) -> None:
     (tmp_path / "model.ckpt.index").write_bytes(b"not an index")
     with pytest.raises(UserError, match=r"--model gs://bucket/model: .*no readable checkpoint"):
-        describe_network(ModelFiles("gs://bucket/model", str(tmp_path)))
+        describe_module(ModelFiles("gs://bucket/model", str(tmp_path)))
