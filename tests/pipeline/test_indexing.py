@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -256,6 +258,11 @@ def test_one_run_of_vectors_of_two_widths(tmp_path: Path) -> None:
     make_run(run, 10, 16, first=10)
     with pytest.raises(UserError, match="a file holds vectors of 16, the run's are 32"):
         build(run)
+
+
+def test_an_index_job_imports_no_tensorflow() -> None:
+    program = "import sys, pipeline.indexing, pipeline.bulk_search; sys.exit('tensorflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 
 def test_index_json_says_what_the_index_is(tmp_path: Path) -> None:
