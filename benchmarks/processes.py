@@ -17,10 +17,11 @@ class Cost:
     peak_mb: float
 
 
-def run(arguments: Sequence[str]) -> Cost:
-    """`python ARGUMENTS` to its end; raises RuntimeError unless it exits with 0."""
+def run(arguments: Sequence[str], *, quiet: bool = False) -> Cost:
+    """`python ARGUMENTS` to its end, without its output if `quiet`; raises RuntimeError unless it gives 0."""
     start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *arguments], stderr=subprocess.DEVNULL)
+    stdout = subprocess.DEVNULL if quiet else None
+    process = subprocess.Popen([sys.executable, *arguments], stdout=stdout, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:

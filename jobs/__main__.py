@@ -29,6 +29,8 @@ class Command:
 
 COMMANDS = (
     Command("embed", "jobs.embed", "images to vectors and labels: lists, folders or globs to a run folder"),
+    Command("index", "jobs.index", "a run folder's vectors to an index that finds similar images"),
+    Command("search", "jobs.search", "similar images by image, URI or vector, one or millions"),
     Command("status", "jobs.status", "what a run promised, how far it is, and its failures by reason"),
     Command("sample", "jobs.sample", "render labelled sample images to try things out on"),
     Command("train", "jobs.train", "train the small model on rendered images"),

@@ -2,8 +2,8 @@
 
 import argparse
 import difflib
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from transforms.errors import UserError
 
@@ -40,6 +40,32 @@ class Parser(argparse.ArgumentParser):
         flag = flags[0].split("=")[0]
         nearest = difflib.get_close_matches(flag, list(self._option_string_actions), n=1, cutoff=0.5)
         self.error(f"unknown flag {flag}" + (f"; did you mean {nearest[0]}?" if nearest else ""))
+
+
+def parse_with_beam(
+    arguments: Sequence[str], prog: str, add_flags: Callable[[Parser], Parser]
+) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """Our flags, and those of Beam that were given, by name; Beam is imported only if some may be."""
+    flags, rest = add_flags(Parser(prog=prog)).parse_known_intermixed_args(arguments)
+    if not rest:
+        return flags, {}
+    from pipeline.runners import add_beam_flags
+
+    # Once more with Beam's flags, ours winning: only then is it known which words are their values.
+    parser = Parser(prog=prog, resolve=True)
+    add_beam_flags(parser)
+    theirs = {action.dest for action in parser._actions}
+    add_flags(parser)
+    flags, rest = parser.parse_known_intermixed_args(arguments)
+    if rest:
+        parser.refuse(rest)
+    ours = {action.dest for action in add_flags(Parser(prog=prog))._actions}
+    given = {
+        name: value
+        for name, value in vars(flags).items()
+        if name in theirs - ours and value is not None and value != parser.get_default(name)
+    }
+    return flags, given
 
 
 def auto_or_int(text: str) -> int | str:

@@ -31,7 +31,8 @@ def main(arguments: Sequence[str]) -> int:
     if not verbose:
         import_tensorflow()
     from jobs import report  # Beam and TensorFlow take seconds to import: not for --help or a typo
-    from pipeline.run import JobFailed, embed
+    from pipeline.engine import JobFailed
+    from pipeline.run import embed
     from pipeline.run_folder import RunFolder
     from pipeline.runners import beam_options
     from transforms import storage

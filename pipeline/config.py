@@ -6,8 +6,10 @@ from transforms.errors import UserError
 from transforms.fetch import FetchLimits
 from transforms.model.options import Auto, DeviceKind, Engine, Precision
 from transforms.resize import ResizeMode
+from transforms.vectors import Metric
 
 DEFAULT_SHARD_SIZE = 2000
+LEAST_INDEX_MEMORY = 512 * 10**6
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,3 +74,27 @@ class EmbedConfig:
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     retry_failures: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class IndexConfig:
+    """One `index` of the run folder `run`; `memory` in bytes, `remove` a list of URIs.
+
+    `metric`, `recipe` and `min_recall` are None where the index that is there, or a default, decides.
+    """
+
+    run: str
+    metric: Metric | None = None
+    recipe: str | None = None
+    memory: int = 4 * 10**9
+    min_recall: float | None = None
+    rebuild: bool = False
+    remove: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.memory < LEAST_INDEX_MEMORY:
+            raise UserError(
+                f"--memory must be at least {LEAST_INDEX_MEMORY // 10**6} MB: an empty job takes that"
+            )
+        if self.min_recall is not None and not 0 < self.min_recall <= 1:
+            raise UserError(f"--min-recall must be above 0 and at most 1, not {self.min_recall}")

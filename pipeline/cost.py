@@ -1,13 +1,14 @@
 """What a run will take: images/s here, and by machine type on Dataflow. Nothing is measured here."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from transforms.model.calibration import Trial
-from transforms.model.devices import find_devices
-from transforms.model.embedder import EmbedderSettings
+if TYPE_CHECKING:  # TensorFlow takes seconds to import: not for progress, which an index job shows too
+    from transforms.model.calibration import Trial
+    from transforms.model.embedder import EmbedderSettings
 
 _ENGINES = {"native": "our network", "hub": "its module's graph"}
 _MILLION = 1_000_000
@@ -40,16 +41,18 @@ MACHINE_RATES = (
 )
 
 
-def show(console: Console, trial: Trial | None, settings: EmbedderSettings, *, dataflow: bool) -> None:
+def show(console: Console, trial: "Trial | None", settings: "EmbedderSettings", *, dataflow: bool) -> None:
     """Before the work starts: how the model runs here, or what it takes on Dataflow's machines."""
     if trial is not None:
+        from transforms.model.devices import find_devices
+
         devices = find_devices(settings.device)
         console.print(f"Model:  {here(trial, devices[0].description, len(devices))}")
     if dataflow:
         console.print(_dataflow())
 
 
-def here(trial: Trial, device: str, count: int = 1) -> str:
+def here(trial: "Trial", device: str, count: int = 1) -> str:
     """One line on the way that was chosen, with its images/s."""
     compiled = ", compiled" if trial.compiled else ""
     times = f"{count} x " if count > 1 else ""

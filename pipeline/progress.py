@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from pipeline.cost import duration
-from transforms.count import EMBEDDED, FAILED, PLANNED
+from transforms.count import EMBEDDED, FAILED, INDEXED, PLANNED
 
 Counts = Callable[[], Mapping[str, int]]
 
@@ -109,3 +109,26 @@ def _duration(seconds: float) -> str:
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+@contextmanager
+def indexing_shown(console: Console, rows: int, counts: Counts) -> Iterator[None]:
+    """The same for an index: how many of the rows are in it."""
+    done = threading.Event()
+    thread = threading.Thread(target=_watch_index, args=(console, rows, counts, done), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _watch_index(console: Console, rows: int, counts: Counts, done: threading.Event) -> None:
+    with console.status("index: training") as status:
+        while not done.wait(_REFRESH_S if console.is_terminal else _PLAIN_S):
+            filled = counts().get(INDEXED, 0)
+            text = f"index: {filled:,}/{rows:,} images" if filled < rows else "index: merging and measuring"
+            status.update(text if filled else "index: training")
+            if not console.is_terminal:
+                console.print(text if filled else "index: training", highlight=False)

@@ -1,27 +1,23 @@
 """From a config to a finished run: resolve and check everything, then hand the pipeline to its engine."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, get_args
 
-import apache_beam as beam
 import pyarrow as pa
-from apache_beam.metrics.metric import MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.runners.runner import PipelineResult, PipelineState
 from rich.console import Console
 
 from pipeline import cost
 from pipeline.config import DecodeConfig, EmbedConfig, ModelConfig
 from pipeline.embedding import EmbedPlan, build_pipeline
+from pipeline.engine import JobFailed, execute
 from pipeline.manifest import Manifest, check_same, load_manifest, save_manifest
-from pipeline.progress import shown, since_now
+from pipeline.progress import shown
 from pipeline.run_folder import RunFolder, locked
 from pipeline.runners import is_dataflow, is_local, new_pipeline
 from transforms import storage
-from transforms.count import NAMESPACE, live_counts
-from transforms.errors import UserError
 from transforms.image import Preprocessing
 from transforms.load import LoadSettings
 from transforms.model.calibration import Trial, calibrate
@@ -36,10 +32,6 @@ from transforms.read import inspect_source, kept_schema
 from transforms.schema import RowFormat
 
 
-class JobFailed(Exception):
-    """The engine gave up; the message is its reason."""
-
-
 def embed(config: EmbedConfig, options: PipelineOptions, console: Console) -> Manifest:
     """Embed what is still to do; raises `UserError` before any work starts, `JobFailed` after."""
     pipeline = new_pipeline(options)
@@ -52,7 +44,8 @@ def embed(config: EmbedConfig, options: PipelineOptions, console: Console) -> Ma
         plan.run.sweep()
         save_manifest(plan.run, plan.manifest)
         build_pipeline(pipeline, plan)
-        _execute(pipeline, options, console, plan.trial)
+        rate = plan.trial.images_per_s if plan.trial else None
+        execute(pipeline, options, partial(shown, console, expected_rate=rate))
     finished = load_manifest(plan.run)
     if finished is None or finished.tally is None:
         raise JobFailed(f"the engine ended without completing {plan.run.manifest}")
@@ -142,54 +135,6 @@ def _row_format(config: EmbedConfig, network: NetworkInfo, kept: pa.Schema) -> R
         float16=config.output.float16,
         logits=config.output.logits,
     )
-
-
-def _execute(
-    pipeline: beam.Pipeline, options: PipelineOptions, console: Console, trial: Trial | None
-) -> None:
-    try:
-        if is_local(options):
-            with shown(console, since_now(live_counts), trial.images_per_s if trial else None):
-                _wait(pipeline.run())
-        else:
-            result = pipeline.run()
-            with shown(console, lambda: _remote_counts(result)):
-                _wait(result)
-    except JobFailed:
-        raise
-    except UserError as error:
-        raise UserError(str(error).partition(" [while running")[0]) from error
-    except Exception as error:  # the in-memory runner passes on whatever a stage raised
-        if _is_interrupt(error):
-            raise KeyboardInterrupt from error
-        raise JobFailed(_reason(error)) from error
-
-
-def _wait(result: PipelineResult) -> None:
-    state = result.wait_until_finish()
-    if state != PipelineState.DONE:
-        raise JobFailed(f"the job ended in state {state}")
-
-
-def _remote_counts(result: PipelineResult) -> Mapping[str, int]:
-    """The counters of a job that runs elsewhere."""
-    found = result.metrics().query(MetricsFilter().with_namespace(NAMESPACE))
-    return {metric.key.metric.name: metric.attempted or 0 for metric in found["counters"]}
-
-
-def _is_interrupt(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is behind it: runners wrap that too."""
-    while error is not None:
-        if isinstance(error, KeyboardInterrupt) or str(error).startswith("KeyboardInterrupt"):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def _reason(error: Exception) -> str:
-    """The last line of a worker's traceback is what went wrong."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
 
 
 def _identity(

@@ -52,14 +52,9 @@ class RunFolder:
         return list(list_parts(folder))
 
     def sweep(self) -> None:
-        """Remove what a killed run left half-written; only local storage can have any."""
-        if not storage.is_local(self.uri):
-            return
+        """Remove what a killed run left half-written."""
         for folder in (self.uri, self.outputs.embeddings, self.outputs.failures):
-            path = storage.local_path(folder)
-            for name in os.listdir(path) if os.path.isdir(path) else ():
-                if name.startswith(".") and name.endswith(".tmp"):
-                    os.remove(os.path.join(path, name))
+            storage.sweep_temporary(folder)
 
 
 def read_json(uri: str) -> dict[str, Any] | None:

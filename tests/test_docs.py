@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import duckdb
@@ -13,6 +14,7 @@ from jobs.arguments import Parser
 from jobs.embed import add_flags
 from transforms import errors
 from transforms.errors import ImageFailure
+from transforms.faiss_index import RECIPES
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -73,6 +75,20 @@ def test_every_flag_of_embed_is_documented_and_every_documented_one_exists() -> 
     documented = set(re.findall(r"--[a-z][a-z0-9-]+[a-z0-9]", text))
     assert flags <= documented
     assert documented - flags <= {"--runner", "--json", "--direct"}
+
+
+@pytest.mark.parametrize("command", ["index", "search"])
+def test_every_flag_of_index_and_search_is_documented(command: str) -> None:
+    parser = import_module(f"jobs.{command}").add_flags(Parser(prog="x"))
+    flags = {flag for action in parser._actions for flag in action.option_strings} - {"-h", "--help"}
+    text = (ROOT / "docs" / "index-and-search.md").read_text()
+    assert {flag for flag in flags if f"`{flag}`" in text} == flags
+
+
+def test_every_recipe_is_documented_and_every_documented_one_exists() -> None:
+    text = (ROOT / "docs" / "index-and-search.md").read_text()
+    rows = re.findall(r"^\| `([a-z][a-z0-9-]*)` \|", text, re.MULTILINE)
+    assert rows == [row.name for row in RECIPES]
 
 
 def test_every_named_failure_is_documented() -> None:

@@ -70,7 +70,7 @@ def test_it_installs_in_an_empty_environment_and_its_command_runs(sdist: Path, t
         "--quiet",
     ]
     subprocess.run([*install, "--python", str(python), str(next(tmp_path.glob("*.whl")))], check=True)
-    for arguments in (["--help"], ["embed", "--help"]):
+    for arguments in (["--help"], ["embed", "--help"], ["index", "--help"], ["search", "--help"]):
         done = subprocess.run([str(python.with_name("pnasvec")), *arguments], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert "pnasvec" in done.stdout

@@ -11,6 +11,7 @@ NAMESPACE = "pnasvec"
 PLANNED = "planned"
 EMBEDDED = "embedded"
 FAILED = "failed"
+INDEXED = "indexed"
 
 # A process-wide copy of the counters: a local runner shows Beam's only when the job is over.
 _live: Counter[str] = Counter()

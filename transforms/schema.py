@@ -23,7 +23,7 @@ SCHEMA_VERSION = 1
 METADATA_KEY = b"pnasvec"
 
 # Rows a row group: 1,024 x 4,320 floats are 17.7 MB, read column by column in one request.
-_ROW_GROUP = 1024
+ROW_GROUP = 1024
 _DICTIONARY_COLUMNS = ("format", "stage", "error", "message", "wnid", "label")
 _VECTOR_COLUMNS = ("embedding", "logits")
 
@@ -143,14 +143,23 @@ def failures_table(shard: Shard, rows: Sequence[Failure], row_format: RowFormat)
 
 def read_columns(file: str, columns: Sequence[str]) -> pa.Table:
     """Those of the columns that an output file has; raises `UserError` if damaged or without the first."""
-    with _opened(file, columns[0]) as parquet:
+    with open_output(file, columns[0]) as parquet:
         return parquet.read(columns=list(columns))
 
 
 def count_rows(file: str) -> int:
     """The rows of an output file, by its footer; raises `UserError` as `read_columns` does."""
-    with _opened(file, "uri") as parquet:
+    with open_output(file, "uri") as parquet:
         return int(parquet.metadata.num_rows)
+
+
+def vector_width(file: str) -> int:
+    """The width of an output file's vectors; raises `UserError` as `read_columns` does."""
+    with open_output(file, "embedding") as parquet:
+        kind = parquet.schema_arrow.field("embedding").type
+        if not pa.types.is_fixed_size_list(kind):
+            raise damaged(file, f"its vectors are {kind}")
+        return int(kind.list_size)
 
 
 def list_parts(folder: str) -> Iterator[str]:
@@ -161,19 +170,20 @@ def list_parts(folder: str) -> Iterator[str]:
 
 
 @contextmanager
-def _opened(file: str, column: str) -> Iterator[pq.ParquetFile]:
-    """An output file that has this column."""
+def open_output(file: str, column: str) -> Iterator[pq.ParquetFile]:
+    """An output file that has this column; raises `UserError` if damaged or without it."""
     try:
         with storage.open_input(file) as source:
             parquet = pq.ParquetFile(source)
             if column not in parquet.schema_arrow.names:
-                raise _damaged(file, f"it has no column {column!r}")
+                raise damaged(file, f"it has no column {column!r}")
             yield parquet
     except storage.STORAGE_ERRORS as error:
-        raise _damaged(file, storage.first_line(error)) from error
+        raise damaged(file, storage.first_line(error)) from error
 
 
-def _damaged(file: str, reason: str) -> UserError:
+def damaged(file: str, reason: str) -> UserError:
+    """The error for an output file that is not what it should be."""
     return UserError(f"{file} is damaged ({reason}): remove it and embed again, which makes up its images")
 
 
@@ -186,7 +196,7 @@ def encode_parquet(table: pa.Table) -> pa.Buffer:
     pq.write_table(
         table,
         sink,
-        row_group_size=_ROW_GROUP,
+        row_group_size=ROW_GROUP,
         compression="zstd",
         compression_level=1,
         use_dictionary=[n for n in _leaf_columns(table.schema) if n.split(".")[-1] in _DICTIONARY_COLUMNS],

@@ -12,6 +12,7 @@ import errno
 import os
 import posixpath
 import re
+import shutil
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ _NO_UTF8 = re.compile("[\udc80-\udcff]")
 
 # Google's client tries for 15 minutes unless told otherwise; S3's gives up after some 6 s.
 _GCS_RETRY = timedelta(seconds=40)
+
+_COPY_BYTES = 1 << 23
 
 # What pyarrow raises when storage says no; OSError covers FileNotFoundError and PermissionError.
 STORAGE_ERRORS = (OSError, pa.ArrowException)
@@ -198,6 +201,33 @@ def _temporary_name() -> str:
     return f".{uuid4().hex}.tmp"
 
 
+def put_file(path: str, uri: str) -> None:
+    """Move a local file to where it appears whole or not at all, as `write_whole` does, in pieces."""
+    if is_local(uri):
+        target = os.path.abspath(local_path(uri))
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(path, target)
+        _sync_folder(os.path.dirname(target))
+        return
+    with pa.memory_map(path) as file:
+        write_whole(uri, file.read_buffer())
+    os.remove(path)
+
+
+def get_file(uri: str, path: str) -> None:
+    """Copy a file to a local path, where it appears whole or not at all."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    temporary = os.path.join(os.path.dirname(path), _temporary_name())
+    try:
+        with open_input(uri) as source, open(temporary, "wb") as target:
+            shutil.copyfileobj(source, target, _COPY_BYTES)
+        os.replace(temporary, path)
+    except BaseException:
+        _remove_quietly(temporary)
+        raise
+
+
 def delete(uri: str) -> None:
     """Remove a file; one that is not there is no error."""
     if is_local(uri):
@@ -205,6 +235,15 @@ def delete(uri: str) -> None:
     elif exists(uri):
         filesystem, path = _locate(uri)
         filesystem.delete_file(path)
+
+
+def sweep_temporary(folder: str) -> None:
+    """Remove what a killed process left half-written in a folder; only local storage can have any."""
+    path = local_path(folder) if is_local(folder) else ""
+    for name in os.listdir(path) if os.path.isdir(path) else ():
+        if name.startswith(".") and name.endswith(".tmp"):
+            left = os.path.join(path, name)
+            shutil.rmtree(left) if os.path.isdir(left) else os.remove(left)
 
 
 def list_files(folder: str, *, recursive: bool = True) -> Iterator[FileInfo]:
