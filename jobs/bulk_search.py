@@ -11,7 +11,7 @@ from jobs.search import JOB_FAILED
 def run_bulk(flags: argparse.Namespace, beam_flags: dict[str, Any]) -> int:
     """Answer a list of queries; returns the exit code."""
     from pipeline.bulk_search import BulkConfig, bulk_search
-    from pipeline.engine import JobFailed
+    from pipeline.execution import JobFailed
     from pipeline.runners import beam_options
 
     console = report.console()

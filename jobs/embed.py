@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
-from jobs.arguments import Parser, auto_or_int, byte_size
+from jobs.arguments import Parser, auto_or_int, byte_size, parse_with_beam
 from jobs.quiet import explain, import_tensorflow, quiet_libraries
 from transforms.model.options import DeviceKind, Precision
 
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     if not verbose:
         import_tensorflow()
     from jobs import report  # Beam and TensorFlow take seconds to import: not for --help or a typo
-    from pipeline.engine import JobFailed
+    from pipeline.execution import JobFailed
     from pipeline.run import embed
     from pipeline.run_folder import RunFolder
     from pipeline.runners import beam_options
@@ -54,30 +54,12 @@ def main(arguments: Sequence[str]) -> int:
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     """Our flags, and those of Beam that were given, by name."""
-    parser = add_flags(Parser(prog=_PROG, description=_DESCRIPTION, epilog=_EPILOG))
-    flags, rest = parser.parse_known_intermixed_args(arguments)
-    if not rest:
-        return flags, {}
-    from pipeline.runners import add_beam_flags
-
-    # Once more with Beam's flags, ours winning: only then is it known which words are their values.
-    parser = Parser(prog=_PROG, resolve=True)
-    add_beam_flags(parser)
-    theirs = {action.dest for action in parser._actions}
-    flags, rest = add_flags(parser).parse_known_intermixed_args(arguments)
-    if rest:
-        parser.refuse(rest)
-    ours = vars(add_flags(Parser(prog=_PROG)).parse_known_args(["-", "--output=-"])[0])
-    given = {
-        name: value
-        for name, value in vars(flags).items()
-        if name in theirs - set(ours) and value is not None and value != parser.get_default(name)
-    }
-    return flags, given
+    return parse_with_beam(arguments, _PROG, add_flags)
 
 
 def add_flags(parser: Parser) -> Parser:
     """The flags of `embed`, by what they are about."""
+    parser.description, parser.epilog = _DESCRIPTION, _EPILOG
     parser.add_argument("inputs", nargs="+", help="lists (.txt .csv .tsv .jsonl .parquet), folders, globs")
     parser.add_argument("--output", required=True, metavar="RUN", help="the run folder, new or to go on with")
     parser.add_argument(

@@ -17,7 +17,7 @@ def main(arguments: Sequence[str]) -> int:
     flags, beam_flags = parse_with_beam(arguments, _PROG, add_flags)
     from jobs import index_report, report  # Beam takes seconds to import: not for --help or a typo
     from pipeline.config import IndexConfig
-    from pipeline.engine import JobFailed
+    from pipeline.execution import JobFailed
     from pipeline.indexing import DEFAULT_MIN_RECALL, index
     from pipeline.runners import beam_options
 

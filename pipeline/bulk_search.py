@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipeline.engine import JobFailed, execute
+from pipeline.execution import JobFailed, execute
 from pipeline.index_manifest import IndexManifest
 from pipeline.runners import new_pipeline
 from pipeline.search import SimilarityIndex

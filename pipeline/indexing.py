@@ -20,7 +20,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from rich.console import Console
 
 from pipeline.config import IndexConfig
-from pipeline.engine import JobFailed, execute
+from pipeline.execution import JobFailed, execute
 from pipeline.index_manifest import (
     FORMAT,
     IndexManifest,

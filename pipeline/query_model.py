@@ -9,6 +9,7 @@ from typing import Any
 from transforms.errors import ImageFailure, UserError
 from transforms.image import Preprocessing, decode_pixels, read_header
 from transforms.model.embedder import EmbedderSettings, load_embedder
+from transforms.model.options import DEFAULT_PRECISION
 from transforms.vectors import Vectors
 
 # Of lists of queries; a single one is a batch of its own.
@@ -23,9 +24,9 @@ def settings_of(
     preprocessing = Preprocessing(
         how["height"], how["width"], how["resize"], allow_truncated=how["allow_truncated"]
     )
-    settings = EmbedderSettings(
-        model["handle"], model["digest"], batch_size, top_k=1, precision=model["precision"]
-    )
+    # Runs that were begun before the precision was recorded are in float32.
+    precision = model.get("precision", DEFAULT_PRECISION)
+    settings = EmbedderSettings(model["handle"], model["digest"], batch_size, top_k=1, precision=precision)
     return settings, preprocessing
 
 

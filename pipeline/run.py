@@ -12,7 +12,7 @@ from rich.console import Console
 from pipeline import cost
 from pipeline.config import DecodeConfig, EmbedConfig, ModelConfig
 from pipeline.embedding import EmbedPlan, build_pipeline
-from pipeline.engine import JobFailed, execute
+from pipeline.execution import JobFailed, execute
 from pipeline.manifest import Manifest, check_same, load_manifest, save_manifest
 from pipeline.progress import shown
 from pipeline.run_folder import RunFolder, locked

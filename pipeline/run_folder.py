@@ -111,7 +111,7 @@ def _file_lock(run: RunFolder) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
-                f"{run.uri}: another run is writing there; wait for it or name another --output"
+                f"{run.uri}: another run is writing there; wait for it or use another folder"
             ) from error
         yield
 
