@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-BENCHMARKS = ("decode", "write", "one_pass", "embed", "memory", "index", "search")
+BENCHMARKS = ("decode", "write", "one_pass", "network", "precision", "embed", "memory", "index", "search")
 
 for name in BENCHMARKS:
     print(f"\n== {name}", flush=True)

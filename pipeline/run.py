@@ -36,11 +36,11 @@ def embed(config: EmbedConfig, options: PipelineOptions, console: Console) -> Ma
     """Embed what is still to do; raises `UserError` before any work starts, `JobFailed` after."""
     pipeline = new_pipeline(options)
     plan = prepare(config, here=is_local(options))
-    cost.show(console, plan.trial, plan.embedder, dataflow=is_dataflow(options))
     with locked(plan.run):
         before = load_manifest(plan.run)
         if before is not None:
             check_same(plan.run, before.identity, plan.manifest.identity)
+        cost.show(console, plan.trial, plan.embedder, dataflow=is_dataflow(options))
         plan.run.sweep()
         save_manifest(plan.run, plan.manifest)
         build_pipeline(pipeline, plan)

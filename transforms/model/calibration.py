@@ -85,20 +85,22 @@ def _best(
 
 
 def _trials(ways: Sequence[EmbedderSettings]) -> Iterator[Trial]:
-    """A trial of each way that is to be had; raises `PrecisionUnavailable` if none is."""
-    unavailable = None
-    found = False
+    """A trial of each way that is to be had; raises the last reason if none is.
+
+    An operation without a kernel for this precision or device is one; so is what XLA can't compile.
+    """
+    found, reason = False, None
     for way in ways:
         try:
             trial = _try(way)
-        except PrecisionUnavailable as error:
+        except (PrecisionUnavailable, tf.errors.OpError) as error:
             _log.info("%s", error)
-            unavailable = error
+            reason = error
         else:
             found = True
             yield trial
-    if unavailable and not found:
-        raise unavailable
+    if reason is not None and not found:
+        raise reason
 
 
 def _try(settings: EmbedderSettings) -> Trial:
