@@ -138,7 +138,7 @@ class Placed(NamedTuple):
     device: Device
 
 
-Graph = Callable[[Any], Any]
+Graph = Callable[[NDArray[np.uint8]], Any]
 
 
 class Embedder:
@@ -180,14 +180,20 @@ class Embedder:
 
     def _graph(self, placed: Placed) -> Graph:
         """One trace for all batch sizes: a trace each would cost seconds and memory for each."""
-        info = placed.network.info
+        info, device = placed.network.info, placed.device.name
         images = tf.TensorSpec((None, info.height, info.width, 3), tf.uint8)
 
         def trace(batch: tf.Tensor) -> _Results:
-            with tf.device(placed.device.name):
+            with tf.device(device):
                 return self._trace(placed.network, batch)
 
-        return tf.function(trace, input_signature=[images], jit_compile=self._compiled or None)  # type: ignore[no-any-return]
+        traced = tf.function(trace, input_signature=[images], jit_compile=self._compiled or None)
+
+        def run(batch: NDArray[np.uint8]) -> Any:
+            with tf.device(device):  # where the pixels go: else they come by way of the first GPU
+                return traced(tf.constant(batch))
+
+        return run
 
     def _trace(self, network: Network, images: tf.Tensor) -> _Results:
         outputs = network.forward(tf.cast(images, tf.float32) / 255.0)

@@ -118,11 +118,8 @@ def test_a_module_with_a_variable_of_another_shape_keeps_its_graph_and_says_so(
         shape_and_slices=[""] * len(weights),
         tensors=list(weights.values()),
     )
-    with (
-        caplog.at_level(logging.WARNING, logger="transforms.model.engine"),
-        pytest.raises(UserError, match="cannot be loaded"),  # the graph wants the right shape too
-    ):
-        load_network(files_at(module))
+    with caplog.at_level(logging.WARNING, logger="transforms.model.engine"):
+        assert load_network(files_at(module)).engine == "hub"
     assert "its own graph runs, since" in caplog.text
     assert "cell_1/prev_bn/beta (3,), not (64,)" in caplog.text
 
