@@ -57,7 +57,8 @@ def _report(precision: Precision, exact: EmbeddedBatch, found: EmbeddedBatch) ->
     same = (exact.top_classes[:, 0] == found.top_classes[:, 0]).mean()
     print(
         f"{precision:9} cosine of features: least {cosine.min():.6f}, median {np.median(cosine):.6f};"
-        f" same top-1 {same:.1%}"
+        f" same top-1 {same:.1%}",
+        flush=True,
     )
 
 

@@ -1,7 +1,7 @@
 """Decoded images to vectors and labels: Beam's RunInference around one model a process.
 
 Failures and shard ends pass through, so that one stream reaches the writer. They weigh nothing
-in a batch, but a shard's end fills it up: the last, partial batch of a shard runs at once.
+in a batch, but what follows a shard's end overfills it: the last, partial batch of a shard runs at once.
 
 A batch's rows come out when a later batch has gone in, so that the model never waits for the next one
 to be gathered; a shard's end waits for all.
@@ -10,6 +10,7 @@ to be gathered; a shard's end waits for all.
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
 import apache_beam as beam
@@ -19,7 +20,13 @@ from transforms.attempt import failure
 from transforms.model.embedder import BatchOutcome, Embedder, EmbedderSettings, load_embedder
 from transforms.records import DecodedImage, EmbeddedImage, Failure, ShardEnd
 
-Loaded = DecodedImage | Failure | ShardEnd
+
+@dataclass(frozen=True, slots=True)
+class Flush:
+    """Follows a shard's end: BatchElements lets a batch go only when more comes than it holds."""
+
+
+Loaded = DecodedImage | Failure | ShardEnd | Flush
 Embedded = EmbeddedImage | Failure | ShardEnd
 
 
@@ -31,7 +38,7 @@ class EmbedImages(beam.PTransform):  # type: ignore[misc]
         self._settings = settings
 
     def expand(self, images: beam.PCollection) -> beam.PCollection:
-        return images | RunInference(EmbedderHandler(self._settings))
+        return images | "MarkEnds" >> beam.FlatMap(mark_ends) | RunInference(EmbedderHandler(self._settings))
 
 
 class EmbedderHandler(ModelHandler):  # type: ignore[misc]
@@ -61,9 +68,16 @@ class EmbedderHandler(ModelHandler):  # type: ignore[misc]
         return "pnasvec"
 
     def _weight(self, item: Loaded) -> int:
-        if isinstance(item, ShardEnd):
-            return self._settings.batch_size
+        if isinstance(item, Flush):
+            return self._settings.batch_size + 1
         return int(isinstance(item, DecodedImage))
+
+
+def mark_ends(item: DecodedImage | Failure | ShardEnd) -> Iterator[Loaded]:
+    """The item, and what pushes its batch into the model if it ends a shard."""
+    yield item
+    if isinstance(item, ShardEnd):
+        yield Flush()
 
 
 class Flight:
@@ -85,7 +99,7 @@ class Flight:
 def embed_batch(batch: Sequence[Loaded], embedder: Embedder, flight: Flight) -> list[Embedded]:
     """The batch's images into the model, rows that are ready out of it; everything else as it came, first."""
     images = [item for item in batch if isinstance(item, DecodedImage)]
-    passed: list[Embedded] = [item for item in batch if not isinstance(item, DecodedImage)]
+    passed: list[Embedded] = [item for item in batch if not isinstance(item, DecodedImage | Flush)]
     if images:
         flight.begin(images, embedder)
     ended = any(isinstance(item, ShardEnd) for item in passed)

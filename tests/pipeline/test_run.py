@@ -234,7 +234,7 @@ def test_a_run_goes_on_in_the_precision_that_it_was_begun_in(
     first = tmp_path / "first.txt"
     first.write_text("".join(f"{path}\n" for path in sorted(photos.iterdir())[:5]))
     embed(first, model=ModelConfig("small", precision="bfloat16", batch_size=4))
-    outcome = embed(photos)
+    outcome = embed(photos, model=ModelConfig("small", batch_size=4))
     assert outcome.manifest.identity["model"]["precision"] == "bfloat16"
     assert len(outcome.names) == 48
     with pytest.raises(UserError, match=r"model\.precision: bfloat16 there, float32 now"):
