@@ -3,8 +3,9 @@
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -75,13 +76,24 @@ def since_now(counts: Counts) -> Counts:
     return lambda: {name: count - before.get(name, 0) for name, count in counts().items()}
 
 
-@contextmanager
-def shown(console: Console, counts: Counts, expected_rate: float | None = None) -> Iterator[None]:
-    """Show progress from a thread of its own while the body runs; `expected_rate` is in images/s."""
-    done = threading.Event()
+def shown(
+    console: Console, counts: Counts, expected_rate: float | None = None
+) -> AbstractContextManager[None]:
+    """Show progress while the body runs; `expected_rate` is in images/s."""
     watch = _watch_live if console.is_terminal else _watch_plain
-    meter = Meter(counts, expected_rate)
-    thread = threading.Thread(target=watch, args=(console, meter, done), daemon=True)
+    return _watched(partial(watch, console, Meter(counts, expected_rate)))
+
+
+def indexing_shown(console: Console, rows: int, counts: Counts) -> AbstractContextManager[None]:
+    """The same for an index: how many of the rows are in it."""
+    return _watched(partial(_watch_index, console, rows, counts))
+
+
+@contextmanager
+def _watched(watch: Callable[[threading.Event], None]) -> Iterator[None]:
+    """`watch` on a thread of its own until the body has ended."""
+    done = threading.Event()
+    thread = threading.Thread(target=watch, args=(done,), daemon=True)
     thread.start()
     try:
         yield
@@ -109,19 +121,6 @@ def _duration(seconds: float) -> str:
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
-
-
-@contextmanager
-def indexing_shown(console: Console, rows: int, counts: Counts) -> Iterator[None]:
-    """The same for an index: how many of the rows are in it."""
-    done = threading.Event()
-    thread = threading.Thread(target=_watch_index, args=(console, rows, counts, done), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
 
 
 def _watch_index(console: Console, rows: int, counts: Counts, done: threading.Event) -> None:

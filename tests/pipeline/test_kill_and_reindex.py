@@ -1,16 +1,15 @@
 """Killed at random moments, an index job leaves the old index working and ends with the new one."""
 
-import os
 import random
-import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+from tests.kills import kill_after
 from tests.vectors import build, make_run, open_index, uri
 
 KILLS = 4
-_POLL_S = 0.02
 
 
 def start(run: Path) -> "subprocess.Popen[bytes]":
@@ -18,19 +17,12 @@ def start(run: Path) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
 
 
-def kill_after(process: "subprocess.Popen[bytes]", index: Path, new_files: int, delay_s: float) -> None:
-    """Kill it `delay_s` after that many files more are there."""
-    target = len(list(index.iterdir())) + new_files
-    while process.poll() is None:
-        ready = len(list(index.iterdir())) >= target
-        try:
-            process.wait(delay_s if ready else _POLL_S)
-        except subprocess.TimeoutExpired:
-            if ready:
-                break
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+def file_count(run: Path) -> int:
+    return len(list((run / "index").iterdir()))
+
+
+def has_files(run: Path, target: int) -> bool:
+    return file_count(run) >= target
 
 
 def test_a_killed_build_leaves_the_old_index_and_is_made_up_for(tmp_path: Path) -> None:
@@ -40,7 +32,8 @@ def test_a_killed_build_leaves_the_old_index_and_is_made_up_for(tmp_path: Path) 
     built = build(run, recipe="exact").manifest.built
     killed = 0
     for _ in range(KILLS):
-        kill_after(start(run), run / "index", rng.randrange(1, 6), rng.random() / 20)
+        target = file_count(run) + rng.randrange(1, 6)
+        kill_after(start(run), partial(has_files, run, target), rng.random() / 20)
         index = open_index(run)
         killed += index.manifest.built == built
         assert index.similar_by_uri(uri(77), 1)[0].uri == uri(77)

@@ -1,20 +1,19 @@
 """Killed at ten random moments, process tree and all, a run ends with the rows of an undisturbed one."""
 
-import os
 import random
-import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.config import OutputConfig
+from tests.kills import kill_after
 from tests.runs import RunOutcome, read_rows, run_embed
 from transforms.sample import write_samples
 
 IMAGES, SHARD, KILLS = 240, 6, 10
-_POLL_S = 0.02
 
 
 def start(run: Path, listing: Path) -> "subprocess.Popen[bytes]":
@@ -27,19 +26,9 @@ def part_count(run: Path) -> int:
     return len(list(run.glob("embeddings/part-*.parquet")))
 
 
-def kill_after(process: "subprocess.Popen[bytes]", run: Path, new_parts: int, delay_s: float) -> None:
-    """Kill it `delay_s` after that many new files are there; with none, after the lock was taken."""
-    target = part_count(run) + new_parts
-    while process.poll() is None:
-        ready = part_count(run) >= target if new_parts else (run / ".lock").exists()
-        try:
-            process.wait(delay_s if ready else _POLL_S)
-        except subprocess.TimeoutExpired:
-            if ready:
-                break
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+def has_come_to(run: Path, parts: int | None) -> bool:
+    """So many files are there; None: the lock was taken."""
+    return (run / ".lock").exists() if parts is None else part_count(run) >= parts
 
 
 def test_a_run_killed_ten_times_has_the_rows_of_an_undisturbed_one(tmp_path: Path) -> None:
@@ -51,7 +40,9 @@ def test_a_run_killed_ten_times_has_the_rows_of_an_undisturbed_one(tmp_path: Pat
     disturbed = tmp_path / "disturbed"
     log = []
     for _ in range(KILLS):
-        kill_after(start(disturbed, listing), disturbed, rng.randrange(4), rng.random() / 4)
+        new_parts = rng.randrange(4)
+        target = part_count(disturbed) + new_parts if new_parts else None
+        kill_after(start(disturbed, listing), partial(has_come_to, disturbed, target), rng.random() / 4)
         rows = read_rows(disturbed / "embeddings")["uri"].to_pylist()
         assert len(rows) == len(set(rows))
         log.append(len(rows))
