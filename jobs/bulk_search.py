@@ -5,7 +5,6 @@ import time
 from typing import Any
 
 from jobs import report
-from jobs.search import JOB_FAILED
 
 
 def run_bulk(flags: argparse.Namespace, beam_flags: dict[str, Any]) -> int:
@@ -20,8 +19,7 @@ def run_bulk(flags: argparse.Namespace, beam_flags: dict[str, Any]) -> int:
     try:
         outcome = bulk_search(config, beam_options(beam_flags))
     except JobFailed as error:
-        console.print(f"pnasvec: the job failed: {error}")
-        return JOB_FAILED
+        return report.job_failed(console, error, trace=flags.verbose)
     seconds = time.monotonic() - start
     console.print(
         f"{outcome.queries:,} queries in {seconds:,.1f} s ({outcome.queries / seconds:,.0f} queries/s)"

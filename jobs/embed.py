@@ -12,7 +12,7 @@ from transforms.model.options import DeviceKind, Precision
 if TYPE_CHECKING:
     from pipeline.config import EmbedConfig
 
-JOB_FAILED, IMAGES_FAILED = 1, 3
+IMAGES_FAILED = 3
 
 DEFAULT_MODEL = "https://tfhub.dev/google/imagenet/pnasnet_large/classification/1"
 _PROG = "pnasvec embed"
@@ -42,11 +42,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         manifest = embed(config, beam_options(beam_flags), console)
     except JobFailed as error:
-        console.print(f"pnasvec: the job failed: {error}", markup=False)
-        console.print("What was written stays; the same command goes on from there.")
-        if flags.verbose:
-            console.print_exception()
-        return JOB_FAILED
+        advice = "What was written stays; the same command goes on from there."
+        return report.job_failed(console, error, advice, trace=flags.verbose)
     report.summary(console, RunFolder(storage.resolve(config.run, ".")), manifest)
     failed = manifest.tally is not None and manifest.tally.failed.total()
     return IMAGES_FAILED if failed and flags.strict else 0

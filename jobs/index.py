@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from jobs.arguments import Parser, byte_size, parse_with_beam
 from jobs.quiet import quiet_libraries
 
-JOB_FAILED, LESS_RECALL = 1, 3
+LESS_RECALL = 3
 
 _PROG = "pnasvec index"
 
@@ -34,11 +34,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         outcome = index(config, beam_options(beam_flags), console)
     except JobFailed as error:
-        console.print(f"pnasvec: the job failed: {error}", markup=False)
-        console.print("The index that was there still works; the same command goes on with the new one.")
-        if flags.verbose:
-            console.print_exception()
-        return JOB_FAILED
+        advice = "The index that was there still works; the same command goes on with the new one."
+        return report.job_failed(console, error, advice, trace=flags.verbose)
     index_report.show_outcome(console, outcome, flags.memory)
     wanted = flags.min_recall or DEFAULT_MIN_RECALL
     if max(one.recall[1] for one in outcome.manifest.measurements) >= wanted:

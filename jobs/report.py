@@ -10,6 +10,8 @@ from pipeline.run_folder import RunFolder
 from transforms.schema import read_columns
 from transforms.tally import Tally
 
+JOB_FAILED = 1
+
 # Failure files read for examples: enough for one of each common reason, quick on any storage.
 _EXAMPLE_FILES = 200
 
@@ -17,6 +19,16 @@ _EXAMPLE_FILES = 200
 def console(*, stderr: bool = True) -> Console:
     """Progress and summaries go to standard error, so that standard output stays free for results."""
     return Console(stderr=stderr, soft_wrap=True, highlight=False, markup=False)  # URIs may hold [brackets]
+
+
+def job_failed(console: Console, error: Exception, advice: str = "", *, trace: bool) -> int:
+    """Say why an engine gave up and what to do, with the traceback of the error at hand if `trace`."""
+    console.print(f"pnasvec: the job failed: {error}", markup=False)
+    if advice:
+        console.print(advice)
+    if trace:
+        console.print_exception()
+    return JOB_FAILED
 
 
 def summary(console: Console, run: RunFolder, manifest: Manifest) -> None:

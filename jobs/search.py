@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from pipeline.search import Match, SimilarityIndex
     from transforms.vectors import Vectors
 
-JOB_FAILED = 1
 
 _PROG = "pnasvec search"
 

@@ -198,7 +198,7 @@ class _Split(beam.DoFn):  # type: ignore[misc]
             yield beam.pvalue.TaggedOutput("new", Shard(refs.take(new[start : start + _GROUP])))
 
 
-class _SearchIndexed(beam.DoFn):  # type: ignore[misc]
+class _Search(beam.DoFn):  # type: ignore[misc]
     def __init__(self, config: BulkConfig, output: str) -> None:
         self._config = config
         self._output = output
@@ -206,20 +206,15 @@ class _SearchIndexed(beam.DoFn):  # type: ignore[misc]
     def setup(self) -> None:
         self._index = SimilarityIndex.open(self._config.run)
 
+
+class _SearchIndexed(_Search):
     def process(self, ids: "np.ndarray[Any, np.dtype[np.int64]]") -> Iterator[Group]:
         uris = self._index.rows(ids, ["uri"])["uri"].to_pylist()
         table = hits_table(self._index, uris, self._index.vectors_of(ids), self._config)
         yield Group(_write_group(self._output, table, uris), len(uris))
 
 
-class _SearchNew(beam.DoFn):  # type: ignore[misc]
-    def __init__(self, config: BulkConfig, output: str) -> None:
-        self._config = config
-        self._output = output
-
-    def setup(self) -> None:
-        self._index = SimilarityIndex.open(self._config.run)
-
+class _SearchNew(_Search):
     def start_bundle(self) -> None:
         self._open: dict[str, list[EmbeddedImage | Failure]] = {}
 

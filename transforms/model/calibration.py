@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from importlib.metadata import version
@@ -84,23 +84,21 @@ def _best(
     return best
 
 
-def _trials(ways: Sequence[EmbedderSettings]) -> Iterator[Trial]:
+def _trials(ways: Sequence[EmbedderSettings]) -> list[Trial]:
     """A trial of each way that is to be had; raises the last reason if none is.
 
     An operation without a kernel for this precision or device is one; so is what XLA can't compile.
     """
-    found, reason = False, None
+    trials, reasons = [], []
     for way in ways:
         try:
-            trial = _try(way)
+            trials.append(_try(way))
         except (PrecisionUnavailable, tf.errors.OpError) as error:
             _log.info("%s", error)
-            reason = error
-        else:
-            found = True
-            yield trial
-    if reason is not None and not found:
-        raise reason
+            reasons.append(error)
+    if not trials:
+        raise reasons[-1]
+    return trials
 
 
 def _try(settings: EmbedderSettings) -> Trial:

@@ -17,18 +17,12 @@ from numpy.typing import NDArray
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 from transforms.errors import UserError
-from transforms.model.folding import assign_folded, slim_shapes
+from transforms.model.folding import KERNEL_NAMES, NORM_NAMES, assign_folded, scope_of, slim_shapes
 from transforms.model.pnasnet import ARCHITECTURES, Architecture, build_folded
 
 _log = logging.getLogger(__name__)
 
-# What TF-Slim calls the variables of a layer, in the order of our layer's `weights`.
-_NAMES = {
-    "Conv2D": ("weights",),
-    "SeparableConv2D": ("depthwise_weights", "pointwise_weights"),
-    "BatchNormalization": ("gamma", "beta", "moving_mean", "moving_variance"),
-    "Dense": ("weights", "biases"),
-}
+_NAMES = {**KERNEL_NAMES, "BatchNormalization": NORM_NAMES}
 _AVERAGED = "/ExponentialMovingAverage"
 _OBJECTS = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _FIRST, _BIASES = "conv0/weights", "final_layer/FC/biases"
@@ -40,7 +34,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 def slim_variables(network: keras.Model) -> dict[str, keras.Variable]:
     """Every variable of a network of `build_network`, by the name that TF-Slim gives it."""
     return {
-        f"{layer.name.replace('.', '/')}/{name}": variable
+        f"{scope_of(layer)}/{name}": variable
         for layer in network.layers
         for name, variable in zip(_NAMES.get(type(layer).__name__, ()), layer.weights, strict=True)
     }

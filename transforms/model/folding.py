@@ -25,12 +25,13 @@ _NORMS = {
     "path1_conv": "final_path_bn",
     "path2_conv": "final_path_bn",
 }
-_KERNELS = {
+# What TF-Slim calls the variables of a layer, in the order of our layer's `weights`.
+KERNEL_NAMES = {
     "Conv2D": ("weights",),
     "SeparableConv2D": ("depthwise_weights", "pointwise_weights"),
     "Dense": ("weights", "biases"),
 }
-_GAMMA, _BETA, _MEAN, _VARIANCE = "gamma", "beta", "moving_mean", "moving_variance"
+NORM_NAMES = ("gamma", "beta", "moving_mean", "moving_variance")
 
 
 def slim_shapes(network: keras.Model) -> dict[str, tuple[int, ...]]:
@@ -42,7 +43,7 @@ def slim_shapes(network: keras.Model) -> dict[str, tuple[int, ...]]:
         if not _is_dense(layer):
             widths[_norm_of(scope)] += layer.filters
     for norm, width in widths.items():
-        shapes |= {f"{norm}/{name}": (width,) for name in (_GAMMA, _BETA, _MEAN, _VARIANCE)}
+        shapes |= {f"{norm}/{name}": (width,) for name in NORM_NAMES}
     return shapes
 
 
@@ -60,11 +61,16 @@ def assign_folded(network: keras.Model, read: Read) -> None:
 
 def _weighted(network: keras.Model) -> Iterator[tuple[keras.Layer, str]]:
     """Layers that have weights, with their scopes."""
-    return ((layer, layer.name.replace(".", "/")) for layer in network.layers if layer.weights)
+    return ((layer, scope_of(layer)) for layer in network.layers if layer.weights)
+
+
+def scope_of(layer: keras.Layer) -> str:
+    """Where in TF-Slim's graph the layer stands."""
+    return str(layer.name.replace(".", "/"))
 
 
 def _kernels(layer: keras.Layer) -> tuple[str, ...]:
-    return _KERNELS[type(layer).__name__]
+    return KERNEL_NAMES[type(layer).__name__]
 
 
 def _is_dense(layer: keras.Layer) -> bool:
@@ -73,9 +79,7 @@ def _is_dense(layer: keras.Layer) -> bool:
 
 def _scale_and_bias(scope: str, filters: int, read: Read) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     norm = _norm_of(scope)
-    gamma, beta, mean, variance = (
-        read(f"{norm}/{name}").astype(np.float64) for name in (_GAMMA, _BETA, _MEAN, _VARIANCE)
-    )
+    gamma, beta, mean, variance = (read(f"{norm}/{name}").astype(np.float64) for name in NORM_NAMES)
     scale = gamma / np.sqrt(variance + BN_EPSILON)
     bias = beta - mean * scale
     # Two convolutions share the norm of a factorized reduction: the first halves, and what is left.
